@@ -1,0 +1,252 @@
+"""What a report says: plain frozen values, whole without the code that made them, and JSON.
+
+Figures that a `Measurement` or a `Certificate` holds are not repeated: a rung finds its own there by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement
+from onnx_lathe.runtime.errors import InputError
+
+SCHEMA = "onnx-lathe/report/1"
+
+Status = Literal["certified", "uncertified", "exact", "original kept"]
+"""Of what ships: its drop is certified within the budget; it is not; it is an exact rewrite, accuracy not judged; it is
+the original, unchanged."""
+
+Figure = Literal["parameters", "MACs", "file", "accuracy", "latency"]
+"""A figure of a rung that may be missing."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A row of the ladder: one network in one form.
+
+    Attributes:
+        name: As the certificates and measurements call it.
+        note: What it is, as a phrase.
+        chosen: Whether it is what ships.
+        parameters: Number of weights; None where unknown.
+        file_bytes: Bytes of the model file and of the weights beside it.
+        operators: Number of nodes by operator type; empty where unknown.
+        missing: Why a figure is not there, as a phrase, by figure.
+    """
+
+    name: str
+    note: str = ""
+    chosen: bool = False
+    parameters: int | None = None
+    file_bytes: int | None = None
+    operators: Mapping[str, int] = field(default_factory=dict[str, int])
+    missing: Mapping[Figure, str] = field(default_factory=dict[Figure, str])
+
+
+@dataclass(frozen=True)
+class MeasuredShape:
+    """Everything that was measured at one input shape.
+
+    Attributes:
+        name: The shape, such as "batch 32".
+        measurement: The run; its first subject is what the others' speed refers to.
+        macs: Multiply-accumulate operations of one call, by rung.
+        comparisons: Between particular rungs, besides each against the first.
+    """
+
+    name: str
+    measurement: Measurement
+    macs: Mapping[str, int] = field(default_factory=dict[str, int])
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True)
+class DistillationScore:
+    """What distilling gained on one part of the data.
+
+    Attributes:
+        part: The part, such as "select".
+        teacher: The teacher's metric on 0..1; None where it was not judged there.
+        alone: The student's, trained on the labels alone.
+        distilled: The student's, trained from the teacher.
+    """
+
+    part: str
+    teacher: Interval | None
+    alone: Interval
+    distilled: Interval
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a network was trained.
+
+    Attributes:
+        name: The network.
+        losses: Mean training loss of each epoch.
+        scores: The metric on 0..1 after each epoch.
+        scored_on: The part of the data that the scores come from.
+    """
+
+    name: str
+    losses: tuple[float, ...]
+    scores: tuple[float, ...]
+    scored_on: str
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """What became of a form that was tried.
+
+    Attributes:
+        name: The form.
+        status: "kept" ships; "refused" was made and judged, and lost; "failed" could not be made.
+        reason: Why.
+        speed: How many times as fast as the reference in the screening, at each shape; empty where not measured.
+        drop: Of the metric (0..1) on the part that candidates are chosen on; None where not judged.
+    """
+
+    name: str
+    status: Literal["kept", "refused", "failed"]
+    reason: str
+    speed: tuple[float, ...] = ()
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A node (or tensor) that a pass did not touch: its name, its operator type, and why."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OracleCheck:
+    """One comparison of an edited graph with the graph that says what it must compute.
+
+    Attributes:
+        what: What was compared with what.
+        scope: "whole model", or which part of it was run.
+        measured: The worst figure found.
+        limit: The limit in the same unit.
+        unit: "relative error", "steps" (both at most the limit) or "dB" (at least the limit).
+        where: The output or node of that figure.
+    """
+
+    what: str
+    scope: str
+    measured: float
+    limit: float
+    unit: str
+    where: str
+
+
+@dataclass(frozen=True)
+class AppliedEdit:
+    """What one pass did.
+
+    Attributes:
+        target: The rung or candidate that it made.
+        request: The pass with its options, as on the command line.
+        changed: Whether the graph differs afterwards.
+        seconds: Planning, editing, writing and checking together.
+        left_alone: What was not touched.
+        checks: The comparisons with its oracle; empty where nothing changed.
+    """
+
+    target: str
+    request: str
+    changed: bool
+    seconds: float
+    left_alone: tuple[LeftAlone, ...] = ()
+    checks: tuple[OracleCheck, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole report.
+
+    Attributes:
+        title: What it is about.
+        status: Of what ships.
+        verdict: What ships and what it gained, in a sentence or two.
+        reason: Why that status.
+        rungs: The ladder, from where it starts to what ships.
+        original: The rung that accuracy was judged against.
+        metric: The name of the metric; None where accuracy was not judged.
+        certificates: How each rung compares with the original on data that nothing was chosen on, by rung.
+        shapes: The measurements; empty where nothing was measured.
+        distillation: What distilling gained; empty where nothing was distilled.
+        curves: Of each network that was trained.
+        candidates: Every form tried, in order.
+        edits: What each pass did, in order.
+        method: How it was measured, a sentence each, besides what the measurements themselves tell.
+        warnings: What the reader must know before relying on a figure.
+        command: What makes this report again.
+    """
+
+    # A comparison in dB is infinite where two graphs agree to the bit, and JSON has no infinity.
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
+    title: str
+    status: Status
+    verdict: str
+    reason: str
+    rungs: tuple[Rung, ...]
+    original: str
+    metric: str | None = None
+    certificates: Mapping[str, Certificate] = field(default_factory=dict[str, Certificate])
+    shapes: tuple[MeasuredShape, ...] = ()
+    distillation: tuple[DistillationScore, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    candidates: tuple[CandidateResult, ...] = ()
+    edits: tuple[AppliedEdit, ...] = ()
+    method: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def chosen(self) -> Rung | None:
+        """The rung that ships; None where no rung is marked."""
+        return next((rung for rung in self.rungs if rung.chosen), None)
+
+    def to_json(self) -> str:
+        """Return the report as JSON with its schema and version; `from_json` reads it."""
+        content = json.loads(TypeAdapter(Report).dump_json(self))
+        return json.dumps({"schema": SCHEMA, **content}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "report") -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON.
+            source: Where it comes from, for messages.
+
+        Raises:
+            InputError: It is not JSON, of another schema, or lacks something.
+        """
+        try:
+            content: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _unreadable(source, f"no JSON ({error})") from None
+        schema = cast("dict[str, Any]", content).pop("schema", None) if isinstance(content, dict) else None
+        if schema != SCHEMA:
+            raise _unreadable(source, f"schema {schema!r}")
+        try:
+            return TypeAdapter(cls).validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise _unreadable(source, f"{place}: {first['msg']}") from None
+
+
+def _unreadable(source: str, got: str) -> InputError:
+    return InputError(source, got=got, expected=f"a report of schema {SCHEMA!r}", mend="Make the report again.")

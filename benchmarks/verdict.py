@@ -1,0 +1,129 @@
+"""From paired blocks to a verdict: is one subject faster than another, and is that more than noise?
+
+A pair is a block of the reference and the block of the other subject in the same half of the same round, a
+fraction of a second apart. Its difference is ``log(median of the reference's block / median of the
+other's)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_lathe.benchmarks.canary import MAX_DRIFT, drift
+from onnx_lathe.benchmarks.result import Comparison, Interval, Timing, Verdict
+from onnx_lathe.benchmarks.stats import beyond_p_value, hodges_lehmann, holm, mean_interval
+
+LEAST_NOISE = 0.01
+"""A difference under 1 % is never called one: alignment and address layout alone give as much."""
+EQUAL = 0.05
+"""An interval within this share of 1 means "no difference"; a wider one that holds 1 is inconclusive."""
+SIGNIFICANT = 0.05
+
+Pairs = NDArray[np.float64]
+"""Differences, ``float64 [processes, blocks]``, positive where the subject judged is the faster one."""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What one comparison rests on, all in logarithms."""
+
+    interval: Interval
+    processes: Sequence[float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class _Margin:
+    """What a difference must exceed, as a logarithm, and where that comes from."""
+
+    size: float
+    steady: bool
+
+    def __str__(self) -> str:
+        source = "the noise" if self.steady else "the drift of a fixed kernel on this unsteady machine"
+        return f"{source}, {np.expm1(self.size):.1%}"
+
+
+def compare(timings: Sequence[Timing], canary: Sequence[float]) -> tuple[Comparison, ...]:
+    """Compare every subject with the first.
+
+    "faster" and "slower" are said where the interval, and the signed-rank test adjusted for the number of subjects
+    (Holm), lie beyond the margin, and each process shows the same direction. The margin is what the reference
+    differs from itself. Where the canary drifted over 3 %, a difference within that drift is inconclusive,
+    and that there is none is never said.
+
+    Args:
+        timings: From one interleaved run: equally many blocks each, two a round, six rounds or more in all.
+        canary: Seconds of the canary, in order.
+    """
+    reference, *others = timings
+    margin = _margin(reference, drift(canary))
+    evidence = [_weigh(np.log(_medians(reference) / _medians(other)), margin) for other in others]
+    adjusted = holm([each.p_value for each in evidence])
+    comparisons: list[Comparison] = []
+    for other, each, p_value in zip(others, evidence, adjusted, strict=True):
+        verdict, reason = _judge(each, p_value, margin)
+        speed = _exponential(each.interval)
+        comparisons.append(Comparison(other.name, reference.name, speed, verdict, reason))
+    return tuple(comparisons)
+
+
+def noise_floor(timing: Timing) -> float:
+    """Return the difference that a subject shows against itself, as a logarithm; at least 1 %.
+
+    The Hodges-Lehmann estimate between its first and second block of each round: the same code, at two times.
+    """
+    medians = _medians(timing)
+    against_itself = np.log(medians[:, 0::2] / medians[:, 1::2]).ravel()
+    return max(float(np.log1p(LEAST_NOISE)), abs(hodges_lehmann(against_itself).value))
+
+
+def _margin(reference: Timing, drifted: float) -> _Margin:
+    noise, drift_size = noise_floor(reference), float(np.log1p(drifted))
+    return _Margin(noise, True) if drifted <= MAX_DRIFT else _Margin(max(noise, drift_size), False)
+
+
+def _weigh(pairs: Pairs, margin: _Margin) -> _Evidence:
+    """Estimate over all pairs; the interval is the wider of that over pairs and that over processes.
+
+    Blocks of one process share its address layout, so they are not independent: their interval alone would be
+    too narrow. Under six processes the signed ranks give no 95 % interval, and Student's stands in.
+    """
+    over_pairs = hodges_lehmann(pairs.ravel())
+    processes = [float(np.median(process)) for process in pairs]
+    low, high = over_pairs.low, over_pairs.high
+    if len(processes) > 1:
+        over_processes = hodges_lehmann(processes) if len(processes) >= 6 else mean_interval(processes)
+        low, high = min(low, over_processes.low), max(high, over_processes.high)
+    p_value = beyond_p_value(pairs.ravel(), margin.size)
+    return _Evidence(Interval(over_pairs.value, low, high), processes, p_value)
+
+
+def _judge(evidence: _Evidence, p_value: float, margin: _Margin) -> tuple[Verdict, str]:
+    interval, count = evidence.interval, len(evidence.processes)
+    if interval.low <= margin.size and interval.high >= -margin.size:
+        if not margin.steady:
+            return "inconclusive", f"not beyond {margin}"
+        if max(-interval.low, interval.high) <= np.log1p(EQUAL):
+            return "no difference", f"not beyond {margin}"
+        return "inconclusive", f"the interval reaches both into {margin}, and beyond {EQUAL:.0%}"
+    if p_value > SIGNIFICANT:
+        return "inconclusive", f"too few blocks for so many subjects (adjusted p = {p_value:.2g})"
+    sign = 1.0 if interval.value > 0 else -1.0
+    agreeing = sum(sign * process > 0.0 for process in evidence.processes)
+    if agreeing < count:
+        return "inconclusive", f"seen in only {agreeing} of {count} fresh processes"
+    where = f"each of {count} fresh processes" if count > 1 else "one process, not confirmed in fresh ones"
+    return "faster" if sign > 0 else "slower", f"beyond {margin}, in {where}"
+
+
+def _medians(timing: Timing) -> NDArray[np.float64]:
+    return np.array([[np.median(block) for block in process] for process in timing.blocks])
+
+
+def _exponential(interval: Interval) -> Interval:
+    return Interval(*(float(np.exp(part)) for part in (interval.value, interval.low, interval.high)))

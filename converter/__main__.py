@@ -1,0 +1,5 @@
+"""``python -m onnx_lathe.converter``: the command ``lathe``, for launchers that start modules."""
+
+from onnx_lathe.converter.cli import main
+
+main()

@@ -1,0 +1,174 @@
+"""Stages that are skipped while their inputs stay the same, and resumed after an interruption.
+
+A stage is a function that fills a folder. Its key is the hash of what it depends on: the values it is given (options,
+the digests of earlier stages, of data), the versions of the libraries, and the source code named. The folder is called
+after the key and appears under that name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from onnx_lathe.runtime.errors import BundleError
+
+_RESULT = "result.json"
+_VERSIONS = (
+    "numpy",
+    "scikit-learn",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage(Generic[T]):
+    """A finished stage.
+
+    Attributes:
+        name: What it is called.
+        folder: Where its files lie.
+        value: What it returned.
+        digest: sha256 over the names and contents of its files and its value: what later stages depend on.
+        skipped: Whether an earlier run had made it.
+    """
+
+    name: str
+    folder: Path
+    value: T
+    digest: str
+    skipped: bool
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold ``folder`` for this process alone.
+
+    Raises:
+        BundleError: Another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(
+                str(folder),
+                got="a folder in which another run is at work",
+                expected="a folder of its own for each run",
+                mend="Wait for the other run, or give another output.",
+            ) from None
+        yield
+
+
+def work_folder(output: Path) -> Path:
+    """Return where the stages of a bundle keep their results: beside it, so that it can be removed alone."""
+    return output.parent / ".work" / output.name
+
+
+def run_stage(
+    folder: Path,
+    name: str,
+    depends: Mapping[str, Any],
+    code: Sequence[str],
+    make: Callable[[Path], T],
+    kind: type[T],
+) -> Stage[T]:
+    """Run a stage, or return what an earlier run made from the same inputs.
+
+    Args:
+        folder: The folder of all stages.
+        name: The stage; one result of each name is kept.
+        depends: Everything that its result depends on besides versions and code, JSON-able.
+        code: The modules and packages whose source the result depends on.
+        make: Fills the folder that it is given and returns a value. After an interruption it finds there what it had
+            left, and may go on from it.
+        kind: The type of that value: a dataclass or a plain type, kept as JSON.
+    """
+    adapter = TypeAdapter(kind)
+    key = _key(depends, code)
+    final, part = folder / f"{name}-{key}", folder / f"{name}-{key}.part"
+    if (final / _RESULT).is_file():
+        record = json.loads((final / _RESULT).read_text())
+        if record["digest"] == _digest(final, record["value"]):
+            return Stage(name, final, adapter.validate_python(record["value"]), record["digest"], skipped=True)
+        shutil.rmtree(final)
+    part.mkdir(parents=True, exist_ok=True)
+    value = make(part)
+    record = json.loads(json.dumps(adapter.dump_python(value, mode="json")))
+    digest = _digest(part, record)
+    (part / _RESULT).write_text(json.dumps({"value": record, "digest": digest}))
+    os.replace(part, final)
+    for old in folder.glob(f"{name}-*"):
+        if old != final and old.name.removeprefix(f"{name}-").removesuffix(".part").isalnum():
+            shutil.rmtree(old)
+    return Stage(name, final, value, digest, skipped=False)
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(depends: Mapping[str, Any], code: Sequence[str]) -> str:
+    total = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
+    installed = {distribution: _version(distribution) for distribution in _VERSIONS}
+    total.update(json.dumps(installed, sort_keys=True).encode())
+    for module in sorted(set(code)):
+        total.update(_code_digest(module))
+    return total.hexdigest()[:16]
+
+
+@functools.cache
+def _code_digest(module: str) -> bytes:
+    """Return the sha256 of a module's source, read once: what was imported runs, whatever is edited meanwhile."""
+    total = hashlib.sha256()
+    for source in sorted(_sources(module)):
+        total.update(source.read_bytes())
+    return total.digest()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sources(module: str) -> Iterator[Path]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    if spec.submodule_search_locations:
+        for location in spec.submodule_search_locations:
+            yield from Path(location).rglob("*.py")
+    else:
+        yield Path(spec.origin)
+
+
+def _digest(folder: Path, value: Any) -> str:
+    total = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _RESULT):
+        total.update(f"{path.relative_to(folder)}:{file_digest(path)}".encode())
+    return total.hexdigest()

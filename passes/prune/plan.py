@@ -1,0 +1,195 @@
+"""Which channels go: the decision, made of groups, importance and calibration data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnx_lathe.passes import files
+from onnx_lathe.passes.edit import Refusal
+from onnx_lathe.passes.prune.apply import Kept, PrunedGroup, PruneEdit
+from onnx_lathe.passes.prune.groups import Consumer, Coupling, Group, Member, Role, tensor_of
+from onnx_lathe.passes.prune.importance import Scores, by_channel, mean_of, squared_norms
+from onnx_lathe.passes.prune.literals import Place
+from onnx_lathe.passes.prune.refit import Refitted, energies, refit
+from onnx_lathe.passes.prune.rules import couple
+from onnx_lathe.runtime.errors import SamplesError, UnsupportedModelError
+from onnx_lathe.runtime.samples import Samples
+
+Importance = Literal["auto", "magnitude", "fluctuation"]
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
+"""Operators that only quantized graphs have, beside those called QLinear... and ...Integer."""
+
+
+def plan(
+    model: ir.Model,
+    samples: Samples | None,
+    *,
+    ratio: float,
+    multiple: int,
+    importance: Importance,
+    reconstruct: bool,
+) -> PruneEdit:
+    """Decide what to cut; see `onnx_lathe.passes.prune.request.Prune` for the options.
+
+    Raises:
+        UnsupportedModelError: The graph is quantized, or nothing can be cut.
+        SamplesError: ``samples`` do not fit the model.
+    """
+    _refuse_quantized(model)
+    if importance == "fluctuation" and samples is None:
+        raise SamplesError(
+            "prune{importance=fluctuation}",
+            got="no samples",
+            expected="samples to see how channels vary",
+            mend="Give calibration data, or leave importance=auto.",
+        )
+    shaped = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
+    coupling = couple(shaped)
+    counts = [_count(group, coupling, ratio, multiple) for group in coupling.groups]
+    cut = [(group, count) for group, count in zip(coupling.groups, counts, strict=True) if count < _size(group)]
+    refused = [*coupling.refused, *_too_small(coupling.groups, counts, ratio, multiple)]
+    if not cut:
+        raise _nothing_to_cut(refused)
+
+    axes = {(member.initializer, member.axis) for group, _ in cut for member in group.members}
+    consumers = [item for item in coupling.consumers if (item.weight.name, item.axis) in axes]
+    energy = {} if samples is None or importance == "magnitude" else energies(shaped, consumers, samples)
+    removed: set[int] = set()
+    for group, count in cut:
+        lowest = np.argsort(_scores(group, coupling, shaped.graph, energy), kind="stable")
+        removed |= set(group.channels[lowest[: _size(group) - count]].tolist())
+    kept = _kept(coupling, removed)
+    weights = {name: stay for name, stay in kept.items() if name in shaped.graph.initializers}
+    refitted = refit(shaped, consumers, weights, samples) if reconstruct and samples is not None else Refitted()
+    return PruneEdit(
+        groups=tuple(PrunedGroup(group.name, _size(group), count, group.members) for group, count in cut),
+        kept=weights,
+        consumed=_consumed(consumers),
+        shapes={
+            name: tuple(tensor_of(shaped.graph.initializers[name]).shape.numpy())
+            for name in {**weights, **refitted.values}
+        },
+        dims={
+            name: {axis: len(entries) for axis, entries in stay.items()}
+            for name, stay in kept.items()
+            if name not in weights
+        },
+        lengths=_lengths(coupling, kept),
+        attributes={output: len(kept[data][1]) for output, data in coupling.attributes if 1 in kept.get(data, {})},
+        new_values=refitted.values,
+        refits=tuple(refitted.refits),
+        refusals=(*refused, *refitted.refused),
+    )
+
+
+def _refuse_quantized(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+            raise UnsupportedModelError(
+                f"node {node.name or node.outputs[0].name!r}",
+                got=f"{node.op_type}: the model is already quantized",
+                expected="a model in floating point",
+                mend="Prune the original, then quantize what is left.",
+            )
+
+
+def _size(group: Group) -> int:
+    return len(group.channels)
+
+
+def _count(group: Group, coupling: Coupling, ratio: float, multiple: int) -> int:
+    """Return how many channels of a group stay.
+
+    At least ``1 - ratio`` of them, rounded up so that what makes them has a multiple of ``multiple`` entries: widths
+    that are no multiples of what the kernels take lose more than they save.
+    """
+    made = [member for member in group.members if member.role is Role.PRODUCES]
+    widths = [
+        int(np.isin(coupling.axes[member.initializer, member.axis], group.channels).sum()) // _size(group)
+        for member in made
+    ]
+    step = math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
+    # The epsilon keeps (1 - 0.3) * 10 at 7.
+    wanted = math.ceil((1.0 - ratio) * _size(group) - 1e-9)
+    return min(math.ceil(wanted / step) * step, _size(group))
+
+
+def _too_small(groups: Sequence[Group], counts: Sequence[int], ratio: float, multiple: int) -> list[Refusal]:
+    return [
+        Refusal(
+            group.name,
+            "group",
+            f"{1 - ratio:.0%} of its {count} channels, rounded up to a multiple of {multiple} entries, are all of them",
+        )
+        for group, count in zip(groups, counts, strict=True)
+        if count == _size(group)
+    ]
+
+
+def _nothing_to_cut(refused: Sequence[Refusal]) -> UnsupportedModelError:
+    shown = "; ".join(f"{item.node} ({item.operator}): {item.reason}" for item in refused[:5])
+    more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+    return UnsupportedModelError(
+        "prune",
+        got=f"a model with nothing to cut: {shown or 'no weights that make channels for others'}{more}",
+        expected="channels that a weight makes and another sums over, away from the model's inputs and outputs",
+        mend="Raise the ratio or lower the multiple where that is the reason; else leave pruning out for this model.",
+    )
+
+
+def _scores(
+    group: Group, coupling: Coupling, graph: ir.Graph, energy: Mapping[Consumer, Scores]
+) -> NDArray[np.float64]:
+    """Return how much each channel of a group matters."""
+    parts: list[Scores] = []
+    for consumer, entries in energy.items():
+        name = consumer.weight.name or ""
+        if Member(name, consumer.axis, Role.CONSUMES) in group.members:
+            lost = entries * squared_norms(files.view(tensor_of(consumer.weight)).numpy(), consumer.axis)
+            parts.append(by_channel(lost, coupling.axes[name, consumer.axis], group.channels))
+    if not parts:
+        for member in group.members:
+            if member.role is not Role.CARRIES:
+                weight = files.view(tensor_of(graph.initializers[member.initializer])).numpy()
+                entries = squared_norms(weight, member.axis)
+                channel = coupling.axes[member.initializer, member.axis]
+                parts.append(np.sqrt(by_channel(entries, channel, group.channels)))
+    return mean_of(parts)
+
+
+def _kept(coupling: Coupling, removed: set[int]) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Return what stays along every axis that loses something."""
+    gone = np.fromiter(removed, dtype=np.int64)
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for (name, axis), channel in coupling.axes.items():
+        stay = np.flatnonzero(~np.isin(channel, gone))
+        if len(stay) < len(channel):
+            kept.setdefault(name, {})[axis] = tuple(stay.tolist())
+    return kept
+
+
+def _consumed(consumers: Sequence[Consumer]) -> dict[str, tuple[int, ...]]:
+    consumed: dict[str, tuple[int, ...]] = {}
+    for consumer in consumers:
+        name = consumer.weight.name or ""
+        consumed[name] = tuple(dict.fromkeys((*consumed.get(name, ()), consumer.axis)))
+    return consumed
+
+
+def _lengths(coupling: Coupling, kept: Kept) -> dict[str, dict[Place, int]]:
+    """Return all numbers that a node is told, for the nodes where one changes."""
+    changed = {item.output for item in coupling.literals if item.axis in kept.get(item.value, {})}
+    told: dict[str, dict[Place, int]] = {}
+    for item in coupling.literals:
+        if item.output in changed:
+            stay = kept.get(item.value, {}).get(item.axis, coupling.axes[item.value, item.axis])
+            told.setdefault(item.output, {})[item.place] = len(stay)
+    return told

@@ -1,0 +1,143 @@
+"""Adding quantized constants and operators to a graph, and dropping the float ones that nothing reads any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_lathe.passes import files
+from onnx_lathe.passes.quantize import params
+from onnx_lathe.passes.quantize.layers import Layer
+from onnx_lathe.passes.quantize.scheme import WeightScheme
+from onnx_lathe.runtime.errors import UnsupportedModelError
+from onnx_lathe.runtime.samples import Array
+
+
+class Builder:
+    """Adds to one graph, under names that are not taken.
+
+    Args:
+        graph: The main graph of a model.
+        scheme: How weights are rounded.
+    """
+
+    def __init__(self, graph: ir.Graph, scheme: WeightScheme) -> None:
+        self._graph = graph
+        self._scheme = scheme
+        self._names: set[str | None] = set()
+        for part in (graph, *graph.subgraphs()):
+            self._names |= set(part.initializers) | {value.name for value in part.inputs}
+            self._names |= {item.name for node in part for item in (node, *node.outputs)}
+        self._weights: dict[tuple[object, ...], ir.Value] = {}
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """Add an initializer."""
+        name = self.free(name)
+        return self._register(ir.Tensor(array, name=name), name)
+
+    def op(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        results: Sequence[tuple[str, ir.DataType, ir.Shape | None]],
+        attributes: Mapping[str, int | float] | None = None,
+    ) -> ir.Node:
+        """Return a new node that is not yet in the graph; ``results`` are names, element types and shapes."""
+        outputs = [
+            ir.Value(name=self.free(name), type=ir.TensorType(dtype), shape=shape) for name, dtype, shape in results
+        ]
+        given = ir.convenience.convert_attributes(attributes or {})
+        return ir.Node("", operator, inputs, given, outputs=outputs, name=self.free(f"{results[0][0]}_{operator}"))
+
+    def scales(self, layer: Layer, floor: NDArray[np.float64] | float = 0.0) -> NDArray[np.float32]:
+        """Return the scales of a layer's weight: ``[channels]``, or ``[]`` where the scheme has one a tensor.
+
+        Args:
+            layer: The layer.
+            floor: The least scale, for each channel.
+
+        Raises:
+            UnsupportedModelError: The weight is not finite.
+        """
+        arrange, axis = _arranger(layer), layer.axis
+
+        def compute(stored: Array) -> Array:
+            return params.weight_scales(arrange(stored), axis, self._scheme, floor)
+
+        source, shape = layer.weight.tensor, (layer.channels,) if self._scheme.per_channel else ()
+        scales = files.lazy(f"{source.name}_scale", source, compute, ir.DataType.FLOAT, shape).numpy()
+        if not np.isfinite(scales).all():
+            raise UnsupportedModelError(
+                f"weight {layer.weight.tensor.name!r}",
+                got="NaN or infinity in it",
+                expected="finite values",
+                mend="Check the training that made it.",
+            )
+        return scales
+
+    def weight(
+        self, layer: Layer, scales: NDArray[np.float32], *, transposed: bool = False, unsigned: bool = False
+    ) -> ir.Value:
+        """Add the levels of a layer's weight, computed while the model is written; one weight is added once.
+
+        Args:
+            layer: The layer.
+            scales: From `scales`.
+            transposed: Whether the two axes of the weight are exchanged.
+            unsigned: Whether the levels are uint8 with zero point `params.UNSIGNED_ZERO` instead of int8.
+        """
+        source, axis = layer.weight.tensor, layer.axis
+        key = (id(source), layer.weight.perm, axis, layer.alpha, transposed, unsigned, scales.tobytes())
+        if key not in self._weights:
+            arrange = _arranger(layer)
+
+            def compute(stored: Array) -> Array:
+                levels = params.quantize_weight(arrange(stored), scales, axis, self._scheme)
+                levels = levels.T if transposed else levels
+                return params.as_unsigned(levels) if unsigned else levels
+
+            shape = layer.weight.shape[::-1] if transposed else layer.weight.shape
+            name, dtype = self.free(f"{source.name}_quantized"), ir.DataType.UINT8 if unsigned else ir.DataType.INT8
+            self._weights[key] = self._register(files.lazy(name, source, compute, dtype, shape), name)
+        return self._weights[key]
+
+    def drop_unused(self, values: Sequence[ir.Value | None]) -> None:
+        """Remove those of ``values`` that nothing reads, and what computed them alone."""
+        for value in values:
+            if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+                continue
+            node = value.producer()
+            if node is not None:
+                inputs = list(node.inputs)
+                self._graph.remove(node, safe=True)
+                self.drop_unused(inputs)
+            elif value.is_initializer():
+                del self._graph.initializers[value.name or ""]
+
+    def free(self, name: str) -> str:
+        """Return ``name``, with a number behind it where it is taken, and take it."""
+        free, number = name, 0
+        while free in self._names:
+            number += 1
+            free = f"{name}_{number}"
+        self._names.add(free)
+        return free
+
+    def _register(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        )
+        self._graph.register_initializer(value)
+        return value
+
+
+def _arranger(layer: Layer) -> Callable[[Array], Array]:
+    """Return what makes the weight that a layer multiplies by of the stored values.
+
+    It runs while the model is written, when the layer's node has changed: all that it needs is read here.
+    """
+    weight, alpha = layer.weight, np.float32(layer.alpha)
+    return lambda stored: weight.arrange(stored) if alpha == 1.0 else weight.arrange(stored) * alpha

@@ -1,0 +1,191 @@
+"""Dynamic quantization: int8 weights, and inputs that are rounded as the model runs, so that no samples are needed.
+
+``y = (x_q - zero_point) W_q * (x_scale * w_scale) + bias``, spelled as DynamicQuantizeLinear, MatMulInteger, Cast, Mul
+and Add in the order that onnxruntime fuses to DynamicQuantizeMatMul, or to MatMulIntegerToFloat where several layers
+read one value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
+
+from onnx_lathe.passes.edit import Edit, Refusal
+from onnx_lathe.passes.oracle import Check, Tolerance
+from onnx_lathe.passes.quantize import params
+from onnx_lathe.passes.quantize.builder import Builder
+from onnx_lathe.passes.quantize.check import check_operators
+from onnx_lathe.passes.quantize.layers import (
+    Layer,
+    check_quantizable,
+    find_layers,
+    is_quantized,
+    nothing_to_quantize,
+    read_layer,
+    refusal,
+    result_name,
+)
+from onnx_lathe.passes.quantize.scheme import WeightScheme, exact_weight_bits
+from onnx_lathe.passes.request import Request, Score
+from onnx_lathe.runtime import providers
+from onnx_lathe.runtime.samples import Feeds, Samples
+
+LEAST_OPSET = 11
+"""The first opset with DynamicQuantizeLinear."""
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(Request):
+    """Round weights to int8, and what the layers read as the model runs; needs no samples.
+
+    A Conv gets smaller by this and not faster: onnxruntime's ConvInteger takes 1.1 to 2 times as long as float.
+
+    Attributes:
+        per_channel: Whether each output channel of a weight has its own scale.
+        weight_bits: 8, or 7 for CPUs whose 8-bit products saturate; None decides by the CPU at hand.
+        operators: The types of layers to quantize.
+        exclude: Names of nodes to leave in float.
+    """
+
+    name: ClassVar[str] = "quantize-dynamic"
+
+    per_channel: bool = True
+    weight_bits: Literal[7, 8] | None = None
+    operators: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
+    exclude: tuple[str, ...] = ()
+
+    def plan(self, model: ir.Model, samples: Samples | None, score: Score | None) -> IntegerProducts:
+        """Choose the layers.
+
+        Raises:
+            UnsupportedModelError: The model is quantized already, too old, or has nothing to quantize.
+            PassSpecError: ``exclude`` names an unknown node.
+        """
+        del samples, score
+        check_quantizable(model, self.name, LEAST_OPSET)
+        layers, refused = find_layers(model, self.operators, self.exclude)
+        refused += [refusal(layer.node, layer.lone_reason) for layer in layers if layer.lone_reason is not None]
+        chosen = tuple(result_name(layer.node) for layer in layers if layer.lone_reason is None)
+        if not chosen:
+            raise nothing_to_quantize(self.name, refused)
+        bits = self.weight_bits or exact_weight_bits(providers.cpu_class())
+        return IntegerProducts(WeightScheme(bits, self.per_channel), chosen, tuple(refused))
+
+
+@plain_dataclass(frozen=True)
+class IntegerProducts(Edit):
+    """A plan of dynamic quantization.
+
+    Attributes:
+        weights: How weights are rounded.
+        layers: The results of the operators that become integer products.
+        refusals: What stays float, and why.
+    """
+
+    tolerance: ClassVar[Tolerance] = Tolerance(
+        "The same integer products, fused and not: a sum in another order moves an input by one level here and there.",
+        sqnr_db=20.0,
+    )
+
+    weights: WeightScheme
+    layers: tuple[str, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def refused(self) -> Sequence[Refusal]:
+        """What stays float, and why."""
+        return self.refusals
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the plan as JSON."""
+        return {"weights": dataclasses.asdict(self.weights), "layers": list(self.layers)}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace the layers by integer products; values that several of them read are rounded once."""
+        if is_quantized(model):
+            return ir.passes.PassResult(model, False)
+        graph = model.graph
+        builder = Builder(graph, self.weights)
+        nodes = {result_name(node): node for node in graph}
+        rounded: dict[ir.Value, ir.Node] = {}
+        for name in self.layers:
+            layer = read_layer(nodes[name])
+            assert isinstance(layer, Layer), f"{name} was planned as a layer"
+            source = layer.node.inputs[0]
+            assert source is not None, "a layer has an input"
+            if source not in rounded:
+                rounded[source] = _dynamic_quantize(builder, graph, source)
+            _replace(builder, graph, layer, rounded[source])
+        return ir.passes.PassResult(model, True)
+
+    def reference(self, model: ir.Model) -> None:
+        """Make the same integer products: run unoptimized, operator by operator."""
+        self.call(model)
+
+    def check(self, before: Path, after: Path, feeds: Feeds) -> Sequence[Check]:
+        """Compare the whole graph with the unfused one, and each integer product with numpy."""
+        return (*super().check(before, after, feeds), check_operators(after, feeds))
+
+
+def _dynamic_quantize(builder: Builder, graph: ir.Graph, source: ir.Value) -> ir.Node:
+    """Insert a DynamicQuantizeLinear behind ``source``."""
+    results = [
+        (f"{source.name}_quantized", ir.DataType.UINT8, source.shape),
+        (f"{source.name}_scale", ir.DataType.FLOAT, ir.Shape(())),
+        (f"{source.name}_zero_point", ir.DataType.UINT8, ir.Shape(())),
+    ]
+    node = builder.op("DynamicQuantizeLinear", [source], results)
+    producer = source.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return node
+
+
+def _replace(builder: Builder, graph: ir.Graph, layer: Layer, rounded: ir.Node) -> None:
+    """Put an integer product, its scaling and its bias in the place of ``layer``."""
+    node, (levels, scale, zero_point) = layer.node, rounded.outputs
+    result, rank = node.outputs[0], len(layer.weight.shape)
+    is_conv = node.op_type == "Conv"
+
+    def by_channel(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        return params.along(vector, 1, rank) if is_conv else vector
+
+    def op(
+        operator: str,
+        inputs: Sequence[ir.Value],
+        suffix: str,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: int,
+    ) -> ir.Node:
+        return builder.op(operator, inputs, [(f"{result.name}_{suffix}", dtype, None)], attributes)
+
+    scales, bias = builder.scales(layer), layer.bias_values()
+    # ConvInteger multiplies the weight from the left, where onnxruntime takes 4 times as long for int8 as for uint8,
+    # and has one zero point for the whole weight.
+    weight = builder.weight(layer, scales, transposed=not is_conv and layer.axis == 0, unsigned=is_conv)
+    factors = builder.constant(f"{weight.name}_scale", by_channel(scales))
+    level_of_zero = np.asarray(params.UNSIGNED_ZERO, np.uint8) if is_conv else np.zeros((), np.int8)
+    zero = builder.constant(f"{weight.name}_zero_point", level_of_zero)
+    operator = "ConvInteger" if is_conv else "MatMulInteger"
+    product = op(operator, [levels, weight, zero_point, zero], "sums", ir.DataType.INT32)
+    if is_conv:
+        product.attributes.update(node.attributes)
+    cast = op("Cast", [product.outputs[0]], "sums_float", to=ir.DataType.FLOAT)
+    both = op("Mul", [scale, factors], "scales")
+    made = [product, cast, both, op("Mul", [cast.outputs[0], both.outputs[0]], "scaled")]
+    if bias is not None:
+        addend = builder.constant(f"{result.name}_bias", by_channel(bias))
+        made.append(op("Add", [made[-1].outputs[0], addend], "biased"))
+    inputs = list(node.inputs[1:])
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], [made[-1].outputs[0]])
+    builder.drop_unused(inputs)

@@ -1,0 +1,76 @@
+"""The distribution of a tensor's values, counted batch by batch in memory of fixed size. Pure numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_lathe.runtime.samples import Array
+
+BINS_A_SIDE = 4096
+"""Bins on each side of zero; the largest magnitude lies in the outer half, so its side has at least 2048 in use."""
+_CHUNK = 2**20
+"""Elements that are binned at once, to bound the temporary arrays."""
+
+
+class Histogram:
+    """The distribution of a tensor's values, counted batch by batch.
+
+    Bins are ``[i w, (i + 1) w)`` with a width ``w`` that is a power of two, so that an index is exact and two
+    neighbours merge exactly into one bin of twice the width. The width depends on nothing but the largest magnitude
+    seen, so that streaming in any order and in any batches gives the counts that all values at once give.
+
+    Attributes:
+        low: The least value, float32; infinity before the first.
+        high: The largest value, float32; minus infinity before the first.
+        counts: ``int64 [2 * BINS_A_SIDE]``; bin ``BINS_A_SIDE`` begins at zero.
+    """
+
+    def __init__(self) -> None:
+        self.low = math.inf
+        self.high = -math.inf
+        self.counts: NDArray[np.int64] = np.zeros(2 * BINS_A_SIDE, np.int64)
+        self._exponent: int | None = None
+
+    @property
+    def width(self) -> float:
+        """The width of a bin; 0.0 while all values are zero."""
+        return 0.0 if self._exponent is None else math.ldexp(1.0, self._exponent)
+
+    def centers(self) -> NDArray[np.float64]:
+        """Return the middle of each bin."""
+        return (np.arange(-BINS_A_SIDE, BINS_A_SIDE, dtype=np.float64) + 0.5) * self.width
+
+    def update(self, values: Array) -> None:
+        """Count ``values``, an array of floats of any shape, all finite."""
+        flat = values.reshape(-1)
+        if flat.size == 0:
+            return
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+        self._widen(max(-self.low, self.high, 0.0))
+        for start in range(0, flat.size, _CHUNK):
+            self._count(flat[start : start + _CHUNK])
+
+    def _count(self, chunk: Array) -> None:
+        if self._exponent is None:
+            self.counts[BINS_A_SIDE] += chunk.size
+            return
+        index = np.floor(np.multiply(chunk, math.ldexp(1.0, -self._exponent), dtype=np.float64)).astype(np.int64)
+        self.counts += np.bincount(index + BINS_A_SIDE, minlength=2 * BINS_A_SIDE)
+
+    def _widen(self, largest: float) -> None:
+        """Merge neighbours until ``largest`` fits."""
+        if largest == 0.0:
+            return
+        # frexp: 2^(needed - 1) <= largest / BINS_A_SIDE < 2^needed.
+        _, needed = math.frexp(largest / BINS_A_SIDE)
+        if self._exponent is None:
+            self._exponent = needed
+        for _ in range(needed - self._exponent):
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts[:] = 0
+            self.counts[BINS_A_SIDE // 2 : BINS_A_SIDE // 2 + BINS_A_SIDE] = merged
+        self._exponent = max(self._exponent, needed)

@@ -1,0 +1,109 @@
+"""The loop between edits: plan, apply, check against the oracle, say what was refused."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_lathe.passes import files, registry
+from onnx_lathe.passes.edit import Refusal
+from onnx_lathe.passes.oracle import Check
+from onnx_lathe.passes.request import Request, Score
+from onnx_lathe.runtime import tensors
+from onnx_lathe.runtime.errors import OracleError
+from onnx_lathe.runtime.samples import Samples
+
+CHECK_SAMPLES = 4
+"""Samples that the oracle runs: it compares arithmetic with arithmetic, so a few suffice."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What one request did to the graph.
+
+    Attributes:
+        request: The request as text.
+        changed: Whether the serialized graph differs.
+        plan: What was decided, as JSON.
+        refused: What was left alone, and why.
+        checks: The comparisons with the oracle; empty where nothing changed.
+        seconds: Planning, editing, writing and checking together.
+    """
+
+    request: str
+    changed: bool
+    plan: Mapping[str, Any]
+    refused: Sequence[Refusal]
+    checks: Sequence[Check]
+    seconds: float
+
+
+def apply(
+    source: Path,
+    requests: Sequence[Request],
+    output: Path,
+    *,
+    samples: Samples | None = None,
+    score: Score | None = None,
+    on_start: Callable[[str], None] = lambda _: None,
+) -> tuple[Applied, ...]:
+    """Apply ``requests`` in order to the model at ``source`` and write ``output``, whole or not at all.
+
+    Args:
+        source: An ``.onnx`` file.
+        requests: What to do, in order.
+        output: The file to write.
+        samples: Calibration data, also what the oracle runs; without it the oracle runs random inputs.
+        score: Judges a candidate file, for requests that search.
+        on_start: Called with each request's text before it starts.
+
+    Raises:
+        UnsupportedModelError: A request can do nothing to this model.
+        OracleError: An edit computed something else than it must; nothing is written.
+    """
+    done: list[Applied] = []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        current = source
+        for number, request in enumerate(requests):
+            on_start(registry.spell(request))
+            target = Path(folder) / f"{number}" / "model.onnx"
+            applied = _apply_one(current, request, target, samples, score)
+            current = target if applied.changed else current
+            done.append(applied)
+        files.save(files.load(current), output)
+    return tuple(done)
+
+
+def _apply_one(source: Path, request: Request, target: Path, samples: Samples | None, score: Score | None) -> Applied:
+    start = time.perf_counter()
+    model = files.load(source)
+    edit = request.plan(model, samples, score)
+    changed = edit(model).modified
+    checks: Sequence[Check] = ()
+    if changed:
+        files.save(model, target)
+        feeds = tensors.first_batch(source, samples, CHECK_SAMPLES)
+        checks = edit.check(source, target, feeds)
+        for check in checks:
+            if not check.passed:
+                shutil.rmtree(target.parent)
+                raise OracleError(
+                    f"{registry.spell(request)} on {source.name}, at {check.where}",
+                    got=f"{check.measured:.3g} {check.unit} ({check.what}, {check.scope})",
+                    expected=f"{'at least' if check.unit == 'dB' else 'at most'} {check.limit:.3g}",
+                    mend="This is a defect of the pass: please report it with the model; leave the pass out meanwhile.",
+                )
+    return Applied(
+        request=registry.spell(request),
+        changed=changed,
+        plan=edit.describe(),
+        refused=edit.refused,
+        checks=checks,
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,107 @@
+"""Reading values inside a graph while it runs: for calibration, and for least squares after a cut."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnx_lathe.passes import files
+from onnx_lathe.runtime.errors import SamplesError, TensorError
+from onnx_lathe.runtime.samples import Array, Feeds, Samples
+from onnx_lathe.runtime.session import Session
+
+
+def tap(model: ir.Model, names: Sequence[str], samples: Samples, batch: int = 16) -> Iterator[dict[str, Array]]:
+    """Yield what the values called ``names`` are, batch by batch, as ``model`` runs on ``samples``.
+
+    One batch is in memory at a time; ``model`` is not changed. Where the graph's own first dimension is a number,
+    batches have that size and what is left over at the end is not run.
+
+    Args:
+        model: The graph.
+        names: Values of the main graph: inputs, or results of nodes.
+        samples: What to run; arrays that the graph has no input for are ignored.
+        batch: The most samples in one run.
+
+    Raises:
+        SamplesError: ``samples`` lack an input of the graph or do not fit it.
+    """
+    inputs = tuple(value.name or "" for value in model.graph.inputs if not value.is_initializer())
+    if missing := [name for name in inputs if name not in samples.names]:
+        raise SamplesError(
+            samples.source,
+            got=f"arrays for {', '.join(samples.names)}",
+            expected=f"arrays for {', '.join(inputs)}",
+            mend=f"Add an array for {missing[0]!r}.",
+        )
+    fixed = _fixed_batch(model)
+    if fixed is not None and all(len(feeds[inputs[0]]) < fixed for feeds in samples.iter_batches(fixed)):
+        raise SamplesError(
+            samples.source,
+            got=f"batches of fewer than {fixed} samples",
+            expected=f"at least {fixed}: the model's batch is fixed",
+            mend="Give more samples, or export the model with a dynamic batch.",
+        )
+    return _run(model, names, inputs, samples, batch, fixed)
+
+
+def _run(
+    model: ir.Model,
+    names: Sequence[str],
+    inputs: Sequence[str],
+    samples: Samples,
+    batch: int,
+    fixed: int | None,
+) -> Iterator[dict[str, Array]]:
+    inner = [name for name in names if name not in inputs]
+    with tempfile.TemporaryDirectory(prefix="lathe-taps-") as folder:
+        session = None
+        if inner:
+            target = Path(folder) / "model.onnx"
+            files.save(expose(model, inner), target)
+            session = Session(target)
+        for arrays in samples.iter_batches(fixed or batch):
+            feeds: Feeds = {name: arrays[name] for name in inputs}
+            if fixed is not None and len(feeds[inputs[0]]) < fixed:
+                continue
+            values = dict(feeds) if session is None else {**feeds, **_results(session, feeds, samples.source)}
+            yield {name: values[name] for name in names}
+
+
+def _results(session: Session, feeds: Feeds, source: str) -> dict[str, Array]:
+    try:
+        return session.run(feeds)
+    except TensorError as error:
+        raise SamplesError(
+            f"{source}: {error.where}", got=error.got, expected=error.expected, mend=error.mend
+        ) from None
+
+
+def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Return a copy of ``model`` whose outputs are the results called ``names``, each with a type."""
+    copy = model.clone()
+    results = {value.name: value for node in copy.graph for value in node.outputs}
+    tapped = [results[name] for name in names]
+    if any(value.type is None for value in tapped):
+        ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    for value in tapped:
+        if value.type is None:
+            # Only results of operators that onnx has no schema for are left; onnxruntime checks this type as it loads.
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    copy.graph.outputs[:] = tapped
+    return copy
+
+
+def _fixed_batch(model: ir.Model) -> int | None:
+    """Return the first dimension of the inputs where it is a number."""
+    for value in model.graph.inputs:
+        if value.is_initializer():
+            continue
+        first = value.shape.dims[0] if value.shape is not None and len(value.shape) else None
+        if isinstance(first, int):
+            return first
+    return None

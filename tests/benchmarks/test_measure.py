@@ -1,0 +1,160 @@
+"""The chain from subjects to a measurement: order, fresh processes, refusals. No timing is asserted."""
+
+import gc
+import itertools
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from onnx_lathe.benchmarks import worker
+from onnx_lathe.benchmarks.measure import FINAL, MOST_CALLS, SCREEN, Effort, measure
+from onnx_lathe.benchmarks.result import Measurement
+from onnx_lathe.benchmarks.subject import Subject
+from onnx_lathe.runtime.errors import InputError, MeasurementError
+
+QUICK = Effort(processes=1, rounds=6, block_seconds=0.003, time_budget=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _subjects_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+def sleeper(name: str, seconds: float = 0.001) -> Subject:
+    return Subject(name, "subjects:sleep", {"seconds": seconds})
+
+
+def test_a_measurement_holds_every_block_of_every_subject():
+    found = measure([sleeper("a"), sleeper("b")], QUICK)
+    assert [timing.name for timing in found.timings] == ["a", "b"]
+    for timing in found.timings:
+        assert [len(process) for process in timing.blocks] == [12]
+        values = [value for process in timing.blocks for block in process for value in block]
+        assert min(values) >= 0.001
+        assert timing.p50.low <= timing.p50.value <= timing.p50.high
+        assert timing.p90 is None or timing.p90.value >= timing.p50.value
+        assert timing.start_seconds > 0.0
+    assert [(comparison.name, comparison.against) for comparison in found.comparisons] == [("b", "a")]
+    assert len(found.canary) == 13
+    assert found.environment["threads"] >= 1
+
+
+def test_subjects_take_turns_there_and_back_and_each_round_starts_with_another(tmp_path: Path):
+    log = tmp_path / "calls"
+    names = ["a", "b", "c"]
+    measure([Subject(name, "subjects:record", {"name": name, "log": str(log)}) for name in names], QUICK)
+    seen = [name for name, _ in itertools.groupby(line.split()[0] for line in log.read_text().splitlines())]
+    turns = ["abccba", "bcaacb", "cabbac"]
+    wanted = [name for name, _ in itertools.groupby("abc" + "".join(turns + turns))]
+    assert seen == wanted
+
+
+def test_each_process_is_a_fresh_one_and_the_budget_leaves_three(tmp_path: Path):
+    log = tmp_path / "calls"
+    effort = Effort(processes=10, rounds=2, block_seconds=0.003, time_budget=0.0)
+    found = measure([Subject("a", "subjects:record", {"name": "a", "log": str(log)})], effort)
+    assert len(set(log.read_text().split()[1::2])) == 3
+    assert [len(process) for process in found.timings[0].blocks] == [4, 4, 4]
+    assert found.comparisons == ()
+
+
+def test_what_a_subject_prints_and_reads_stays_out_of_the_protocol():
+    found = measure([Subject("chatter", "subjects:chatter")], QUICK)
+    assert all(block for block in found.timings[0].blocks[0])
+
+
+def test_peak_memory_is_the_workers_own():
+    ballast = np.ones(32 << 20)  # 256 MiB of this process, which the workers must not be charged with
+    found = measure([sleeper("small"), Subject("large", "subjects:hold", {"megabytes": 128})], QUICK)
+    small, large = (found.timing(name).peak_memory for name in ("small", "large"))
+    assert ballast.nbytes == 256 << 20
+    assert small < 64 << 20
+    assert 128 << 20 < large < 192 << 20
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (
+            "subjects:fail_to_start",
+            r"bad: got a worker that died \(exit status 1\): ValueError: there is no such",
+        ),
+        ("subjects:fail_to_run", "RuntimeError: the kernel failed, expected a subject that can warm up"),
+        ("subjects:die", r"a worker that died \(killed by SIGKILL\), expected"),
+        ("subjects:nothing", "has no attribute 'nothing'"),
+        ("no_such_module:start", "No module named 'no_such_module', expected a subject that can be imported"),
+    ],
+)
+def test_a_subject_that_fails_is_named_with_its_own_words(start: str, message: str):
+    with pytest.raises(MeasurementError, match=message):
+        measure([sleeper("good"), Subject("bad", start)], QUICK)
+    assert psutil.Process().children() == []
+
+
+def test_a_subject_that_hangs_is_given_up():
+    effort = Effort(processes=1, rounds=6, block_seconds=0.003, time_budget=1.0, timeout=1.0)
+    with pytest.raises(MeasurementError, match=r"slow: got no answer for 1 s, expected a subject that can warm up"):
+        measure([sleeper("slow", 30.0)], effort)
+    assert psutil.Process().children() == []
+
+
+def test_a_subject_whose_threads_never_sleep_is_refused():
+    with pytest.raises(MeasurementError, match="spin: got threads that keep a core busy between calls"):
+        measure([Subject("spin", "subjects:spin")], QUICK)
+
+
+def test_an_interrupt_kills_the_workers():
+    def interrupt(what: str, share: float) -> None:
+        if what.endswith("warming up b"):
+            assert len(psutil.Process().children()) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure([sleeper("a"), sleeper("b")], QUICK, interrupt)
+    assert psutil.Process().children() == []
+
+
+def test_progress_rises_to_one():
+    shares: list[float] = []
+    measure([sleeper("a")], QUICK, lambda what, share: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_no_subject_and_equal_names_are_refused():
+    with pytest.raises(MeasurementError, match="got no subject"):
+        measure([], QUICK)
+    with pytest.raises(InputError, match="two subjects called 'a'"):
+        measure([sleeper("a"), sleeper("a")], QUICK)
+
+
+def test_an_effort_too_small_for_an_interval_is_refused():
+    with pytest.raises(InputError, match=r"rounds over all processes: got 5, expected at least 6"):
+        Effort(processes=1, rounds=5, block_seconds=0.01, time_budget=1.0)
+    with pytest.raises(InputError, match="effort: block_seconds: got 0"):
+        Effort(processes=1, rounds=6, block_seconds=0.0, time_budget=1.0)
+    assert SCREEN.processes == 1
+    assert FINAL.processes >= 10
+
+
+def test_a_block_is_so_many_calls_without_garbage_collection():
+    states: list[bool] = []
+    assert len(worker.block(lambda: states.append(gc.isenabled()), 30, 60.0)) == 30
+    assert states == [False] * 33  # three calls lead in
+    assert gc.isenabled()
+    assert len(worker.block(lambda: None, 30, 0.0)) == 1
+
+
+def test_all_blocks_of_a_subject_are_of_one_length(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onnx_lathe.benchmarks.measure.PATIENCE", 1e6)  # a busy machine would cut some off
+    found = measure([sleeper("a"), Subject("b", "subjects:noop")], QUICK)
+    lengths = [{len(block) for process in timing.blocks for block in process} for timing in found.timings]
+    assert len(lengths[0]) == 1
+    assert lengths[1] == {MOST_CALLS}
+
+
+def test_a_measurement_survives_json():
+    found = measure([sleeper("a"), sleeper("b")], QUICK)
+    assert Measurement.from_json(found.to_json()) == found

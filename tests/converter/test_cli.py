@@ -1,0 +1,164 @@
+"""The command as users meet it: what it prints, its exit status, and its errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_lathe.converter import cli
+from tests import graphs
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return graphs.write(tmp_path / "linear.onnx", graphs.LINEAR)
+
+
+def lathe(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
+    """Run the command in this process; return its exit status, its JSON and what it told people."""
+    sys.argv = ["lathe", *map(str, arguments)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, json.loads(printed.out.splitlines()[-1]), printed.err
+
+
+def test_run_writes_the_outputs(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    x = np.asarray([[1.0, 0.0, 0.0, 1.0]], np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    status, result, _ = lathe(capsys, "run", model, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    assert status == 0
+    assert result["schema"] == "onnx-lathe/run/1"
+    assert result["outputs"] == {"y": {"dtype": "float32", "shape": [1, 2]}}
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["y"], [[8.5, 9.5]])
+
+
+def test_inspect_counts_parameters_and_macs(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    status, result, told = lathe(capsys, "inspect", model, "--dims", "batch=3")
+    assert status == 0
+    assert result["facts"]["parameters"] == 10
+    assert result["facts"]["macs"] == 3 * 4 * 2
+    assert "10 parameters" in told
+
+
+def test_passes_lists_each_pass_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    status, result, told = lathe(capsys, "passes")
+    assert status == 0
+    names = [entry["name"] for entry in result["passes"]]
+    assert names == ["cleanup", "prune", "quantize-static", "quantize-dynamic"]
+    assert all(entry["summary"] for entry in result["passes"])
+    assert all(name in told for name in names)
+
+
+def test_apply_writes_the_model_and_tells_the_oracle(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    status, result, told = lathe(capsys, "apply", model, "quantize-dynamic", "-o", tmp_path / "out.onnx")
+    assert status == 0
+    assert result["applied"][0]["changed"]
+    assert "oracle:" in told
+    assert (tmp_path / "out.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["apply", "MODEL", "quantise-dynamic", "-o", "OUT"], "Did you mean 'quantize-dynamic'?"),
+        (["apply", "MODEL", "prune{ratoi=0.3}", "-o", "OUT"], "Did you mean 'ratio'?"),
+        (["apply", "MODEL", "prune{ratio=2}", "-o", "OUT"], "prune{ratio}"),
+        (["apply", "MODEL", "prune{ratio}", "-o", "OUT"], "an option without a value"),
+        (["apply", "MODEL", "quantize-static", "-o", "OUT"], "--data"),
+        (["inspect", "missing.onnx"], "missing.onnx"),
+        (["inspect", "MODEL", "--dims", "batch"], "NAME=SIZE"),
+        (["inspect", "MODEL", "--dims", "bacth=2"], "Did you mean 'batch'?"),
+        (["convert", "missing.toml"], "no such file"),
+        (["bench", "MODEL", "--provider", "cudaa"], "provider"),
+        (["compile", "MODEL", "-o", "OUT", "--data", "missing.npz"], "missing.npz"),
+        (["inspekt", "MODEL"], "inspekt"),
+        (["inspect"], "Missing"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    before = set(tmp_path.iterdir())
+    places = {"MODEL": model, "OUT": tmp_path / "out.onnx"}
+    status, result, told = lathe(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert status == 2
+    assert result["exit_status"] == 2
+    assert message in result["message"]
+    assert "Traceback" not in told
+    assert {path for path in tmp_path.iterdir() if path.name != ".work"} == before
+
+
+def test_a_file_that_is_not_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("not a model")
+    status, result, _ = lathe(capsys, "inspect", path)
+    assert status == 2
+    assert result["error"] == "ModelFileError"
+    assert str(path) in result["message"]
+
+
+def test_compile_without_data_ships_only_exact_forms(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    status, result, told = lathe(capsys, "compile", model, "-o", tmp_path / "bundle", "--time-budget", 4)
+    assert status == 0
+    assert result["status"] in ("original kept", "exact")
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "model.onnx",
+        "session.toml",
+        "manifest.json",
+        "report.html",
+        "report.json",
+        "report.md",
+    }
+    assert "accuracy was not judged" in (tmp_path / "bundle" / "report.md").read_text()
+    assert told
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == "torch" else self.finder.find_spec(name, path, target)
+
+sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
+from onnx_lathe.converter import cli
+sys.argv = ["lathe", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def lathe_without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_compile_works_where_torch_is_not_installed(model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 4)).astype(np.float32))
+    done = lathe_without_torch(
+        "compile", model, "--data", tmp_path / "data.npz", "-o", tmp_path / "bundle", "--time-budget", 4
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert (tmp_path / "bundle" / "model.onnx").is_file()
+
+
+def test_training_without_torch_says_what_to_install() -> None:
+    done = lathe_without_torch("train")
+    assert done.returncode == 2
+    assert 'pip install "onnx-lathe[train]"' in done.stderr

@@ -1,0 +1,14 @@
+import pytest
+
+from onnx_lathe.converter.extras import require
+from onnx_lathe.runtime.errors import DependencyError
+
+
+def test_what_is_installed_passes() -> None:
+    require("numpy", "onnx", extra="train")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    message = r'no_such_package: got a package that is not installed.* Run: pip install "onnx-lathe\[train\]"'
+    with pytest.raises(DependencyError, match=message):
+        require("numpy", "no_such_package", extra="train")

@@ -1,0 +1,121 @@
+"""Files in and out: external weights, whole files or none, and weights that are read only when they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnx_lathe.passes import files
+from onnx_lathe.runtime.errors import ModelFileError
+from onnx_lathe.runtime.samples import Array
+from onnx_lathe.runtime.session import Session
+from tests import graphs
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return graphs.save(graphs.build(graphs.FIXED_BATCH), tmp_path / "source.onnx")
+
+
+@pytest.fixture
+def external(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same model with its larger weights beside it."""
+    target = tmp_path / "external" / "model.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "EXTERNAL_ABOVE_BYTES", 0)
+        files.save(files.load(source), target)
+    return target
+
+
+def outputs(path: Path) -> Array:
+    x = np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(4, 16)
+    return Session(path).run({"x": x})["y"]
+
+
+def test_small_weights_stay_in_the_graph_and_large_ones_go_beside_it(external: Path, source: Path) -> None:
+    assert (external.parent / "model.onnx.data").stat().st_size == 16 * 32 * 4
+    weights = {tensor.name: tensor for tensor in onnx.load(external, load_external_data=False).graph.initializer}
+    places = {name: tensor.data_location for name, tensor in weights.items()}
+    assert places == {"w1": onnx.TensorProto.EXTERNAL, "b1": 0, "w2": 0}
+    np.testing.assert_array_equal(outputs(external), outputs(source))
+
+
+def test_external_weights_are_written_into_a_graph_that_is_saved_elsewhere(
+    external: Path, source: Path, tmp_path: Path
+) -> None:
+    model = files.load(external)
+    target = tmp_path / "elsewhere" / "model.onnx"
+    files.save(model, target)
+    assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
+    np.testing.assert_array_equal(outputs(target), outputs(source))
+    assert isinstance(model.graph.initializers["w1"].const_value, ir.ExternalTensor)
+
+
+def test_a_model_is_saved_over_itself(external: Path, source: Path) -> None:
+    files.save(files.load(external), external)
+    assert [path.name for path in external.parent.iterdir()] == ["model.onnx"]
+    np.testing.assert_array_equal(outputs(external), outputs(source))
+
+
+def test_weights_of_subgraphs_count_and_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = files.load(graphs.save(graphs.build(graphs.BRANCHES), tmp_path / "source.onnx"))
+    branch = next(node for node in model.graph if node.op_type == "If").attributes["then_branch"].as_graph()
+    wide = ir.tensor(np.ones(4096, np.float32), name="wide")
+    branch.register_initializer(
+        ir.Value(name="wide", shape=wide.shape, type=ir.TensorType(wide.dtype), const_value=wide)
+    )
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 4096 * 4)
+    files.save(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").stat().st_size == 4096 * 4
+
+
+@pytest.mark.parametrize("limit", [0, 2**20], ids=["external", "inline"])
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+    source: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(array: Array) -> Array:
+        raise OSError("the disk went away")
+
+    target = tmp_path / "out" / "model.onnx"
+    files.save(files.load(source), target)
+    before = target.read_bytes()
+    model = files.load(source)
+    value = model.graph.initializers["w1"]
+    tensor = value.const_value
+    assert tensor is not None
+    value.const_value = files.lazy("w1", tensor, fail, ir.DataType.FLOAT, (16, 32))
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", limit)
+    with pytest.raises((OSError, ir.serde.SerdeError)):
+        files.save(model, target)
+    assert target.read_bytes() == before
+    assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_lazy_tensor_is_computed_only_as_it_is_written(external: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def double(array: Array) -> Array:
+        calls.append(array.shape)
+        return 2 * array
+
+    model = files.load(external)
+    value = model.graph.initializers["w1"]
+    tensor = value.const_value
+    assert tensor is not None
+    value.const_value = files.lazy("w1", tensor, double, ir.DataType.FLOAT, (16, 32))
+    assert calls == []
+    files.save(model, tmp_path / "doubled.onnx")
+    assert calls == [(16, 32)]
+    doubled = {
+        item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(tmp_path / "doubled.onnx").graph.initializer
+    }
+    np.testing.assert_array_equal(doubled["w1"], 2 * tensor.numpy())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"absent\.onnx"):
+        files.load(tmp_path / "absent.onnx")

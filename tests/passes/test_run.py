@@ -1,0 +1,97 @@
+"""The loop between edits: what it writes, what it says, and that it writes nothing that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from pydantic.dataclasses import dataclass
+
+from onnx_lathe.passes import registry
+from onnx_lathe.passes.cleanup.cleanup import Cleanup
+from onnx_lathe.passes.oracle import Tolerance
+from onnx_lathe.passes.prune.request import Prune
+from onnx_lathe.passes.request import SelfPlanned
+from onnx_lathe.passes.run import apply
+from onnx_lathe.runtime.errors import OracleError, UnsupportedModelError
+from tests import graphs
+
+
+@dataclass(frozen=True)
+class Spoil(SelfPlanned):
+    """A pass with a defect: it doubles a weight and calls that exact."""
+
+    name: ClassVar[str] = "spoil"
+    tolerance: ClassVar[Tolerance] = Tolerance("it claims to change nothing")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        value = model.graph.initializers["w5"]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(2 * value.const_value.numpy(), name="w5")
+        return ir.passes.PassResult(model, modified=True)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return graphs.save(graphs.build(graphs.RESIDUAL), tmp_path / "source.onnx")
+
+
+def test_passes_run_in_order_and_say_what_they_did(source: Path, tmp_path: Path) -> None:
+    started: list[str] = []
+    output = tmp_path / "out" / "model.onnx"
+    done = apply(source, [Cleanup(), Prune(), Cleanup()], output, on_start=started.append)
+    assert started == ["cleanup", "prune", "cleanup"]
+    assert [step.request for step in done] == started
+    assert [step.changed for step in done] == [True, True, False]
+    assert [len(step.checks) for step in done] == [1, 1, 0]
+    assert all(check.passed for step in done for check in step.checks)
+    assert [group["kept"] for group in done[1].plan["groups"]] == [48]
+    assert "stem" in [refusal.node for refusal in done[1].refused]
+    weights = {tensor.name: list(tensor.dims) for tensor in onnx.load(output).graph.initializer}
+    assert weights["w3"] == [48, 32, 3, 3]
+    assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
+
+
+def test_without_a_change_the_model_is_written_as_it_was(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clean.onnx"
+    apply(source, [Cleanup()], output)
+    (done,) = apply(output, [Cleanup()], tmp_path / "again.onnx")
+    assert (done.changed, done.checks) == (False, ())
+    assert (tmp_path / "again.onnx").read_bytes() == output.read_bytes()
+
+
+def test_a_model_may_be_replaced_by_what_becomes_of_it(source: Path) -> None:
+    apply(source, [Prune()], source)
+    assert {tensor.name: tensor.dims[0] for tensor in onnx.load(source).graph.initializer}["w3"] == 48
+
+
+def test_a_wrong_edit_is_caught_and_nothing_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "PASSES", {**registry.PASSES, "spoil": Spoil})
+    output = tmp_path / "out" / "model.onnx"
+    with pytest.raises(
+        OracleError, match=r"spoil on source\.onnx, at logits: got 1 relative error .*at most 0\. This is a defect"
+    ):
+        apply(source, [Spoil()], output)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_refusal_ends_the_run_and_keeps_what_was_there(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "model.onnx"
+    output.parent.mkdir()
+    output.write_bytes(b"before")
+    with pytest.raises(UnsupportedModelError, match="nothing to cut"):
+        apply(source, [Cleanup(), Prune(multiple=64)], output)
+    assert output.read_bytes() == b"before"
+    assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
+
+
+def test_samples_reach_the_plan(source: Path, tmp_path: Path) -> None:
+    (done,) = apply(source, [Prune()], tmp_path / "model.onnx", samples=graphs.samples_for(source))
+    assert [fit["initializer"] for fit in done.plan["reconstructed"]] == ["w5"]
+    assert np.isfinite([check.measured for check in done.checks]).all()

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from onnx_lathe.runtime.staged import staged
+
+
+def test_a_file_and_what_lies_beside_it_appear_together(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "model.onnx"
+    with staged(target) as part:
+        part.write_text("graph")
+        part.with_name("model.onnx.data").write_text("weights")
+        assert list(target.parent.glob("model*")) == []
+    assert {path.name: path.read_text() for path in target.parent.iterdir()} == {
+        "model.onnx": "graph",
+        "model.onnx.data": "weights",
+    }
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise ValueError("half written")
+
+    with pytest.raises(ValueError, match="half written"), staged(target) as part:
+        fail(part)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
