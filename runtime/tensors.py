@@ -195,8 +195,9 @@ def save_npz(path: Path, arrays: Feeds) -> None:
     # numpy.savez takes the names as keyword arguments, and cannot write an array called `file`.
     with staged(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, values in arrays.items():
+            plain = values.astype(str) if values.dtype == object else values
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, values.astype(str) if values.dtype == object else values, allow_pickle=False)
+                np.lib.format.write_array(file, plain, allow_pickle=False)
 
 
 def load_npz(path: Path) -> dict[str, Array]:
