@@ -1,5 +1,5 @@
 """``python -m onnx_lathe.converter``: the command ``lathe``, for launchers that start modules."""
 
-from onnx_lathe.converter.cli import main
+from onnx_lathe.converter.cli.main import main
 
 main()

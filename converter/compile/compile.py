@@ -96,6 +96,7 @@ def compile(
     providers.resolve(provider)
     check_replaceable(output)
     original = model_file(model)
+    loading.check_model_file(original)
     parts = _cut(original, data, eval_data, seed)
     work = work_folder(output)
     with locked(work):

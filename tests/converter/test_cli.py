@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_lathe.converter import cli
+from onnx_lathe.converter.cli import main as cli
 from tests import graphs
 
 
@@ -137,7 +137,7 @@ class Hiding:
         return None if name.partition(".")[0] == "torch" else self.finder.find_spec(name, path, target)
 
 sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
-from onnx_lathe.converter import cli
+from onnx_lathe.converter.cli import main as cli
 sys.argv = ["lathe", *sys.argv[1:]]
 cli.main()
 """
