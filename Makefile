@@ -27,7 +27,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,train,dev,zoo]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,train,dev,zoo,serve,ray,security,attribute]"
 	touch $@
 
 clean:
