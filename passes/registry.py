@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 from pydantic import TypeAdapter, ValidationError
 
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
+from onnx_lathe.passes.fuse.skip import KeepSkipApart
 from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
@@ -24,7 +25,7 @@ from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime.errors import PassSpecError
 
 PASSES: Mapping[str, type[Request]] = {
-    request.name: request for request in (Cleanup, Prune, QuantizeStatic, QuantizeDynamic)
+    request.name: request for request in (Cleanup, Prune, QuantizeStatic, QuantizeDynamic, KeepSkipApart)
 }
 
 PLAIN = "/:._-+()[]@"

@@ -21,13 +21,21 @@ class Candidate:
     passes: str
 
 
-EXACT_FORMS = ("cleanup",)
+EXACT_FORMS = ("cleanup", "cleanup,keep-skip-apart")
 """What may be tried without data: rewrites that compute the same."""
 
-DATA_FREE_FORMS = ("cleanup,quantize-dynamic", "cleanup,quantize-dynamic{operators=MatMul|Gemm}")
+DATA_FREE_FORMS = (
+    "cleanup,quantize-dynamic",
+    "cleanup,quantize-dynamic{operators=MatMul|Gemm}",
+    "cleanup,keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm}",
+)
 """Forms that need data to be judged, but none to be made."""
 
-CALIBRATED_FORMS = ("cleanup,quantize-static", "cleanup,quantize-static{ranges=mse}")
+CALIBRATED_FORMS = (
+    "cleanup,quantize-static",
+    "cleanup,quantize-static{ranges=mse}",
+    "cleanup,keep-skip-apart,quantize-static",
+)
 """Forms that are made from calibration data."""
 
 

@@ -24,6 +24,7 @@ FOLDER = Path("out/zoo")
 RESULTS = FOLDER / "results.jsonl"
 FORMS = (
     "cleanup",
+    "keep-skip-apart",
     "prune{ratio=0.3}",
     "quantize-dynamic",
     "quantize-static",
