@@ -124,9 +124,11 @@ def judge(
         estimates, method = columns.mean(axis=1), "studentized bootstrap"
         return _judge_limits(rule.name, estimates, limits, max_drop, len(samples), method)
 
+    resampled = rule.resampled((original, candidate), truth)
+
     def both(indices: NDArray[np.int64]) -> Vector:
-        chosen = [float(_evaluate(rule, judged[indices], truth[indices])) for judged in (original, candidate)]
-        return np.array([*chosen, chosen[0] - chosen[1]])
+        first, second = resampled(indices)
+        return np.array([first, second, first - second])
 
     limits = bca_bootstrap(both, len(samples), _LEVELS)
     estimates = both(np.arange(len(samples)))

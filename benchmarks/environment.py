@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from onnx_lathe.runtime import machine
 from onnx_lathe.runtime.providers import cpu_class, default_threads
 
 _PACKAGES = ("onnx-lathe", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "numpy", "torch")
@@ -29,18 +27,16 @@ def describe() -> dict[str, Any]:
     unknown).
     """
     return {
-        "cpu": _cpu_model(),
+        "cpu": machine.cpu_model(),
         "cpu_class": cpu_class(),
-        "cores": sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1)),
+        "cores": machine.allowed_cores(),
         "threads": default_threads(),
         "memory": psutil.virtual_memory().total,
         "kernel": f"{platform.system()} {platform.release()}",
-        "governor": _governor(),
+        "governor": machine.governor(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": machine.load(),
     }
 
 
@@ -48,16 +44,6 @@ def differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what makes two environments unlike, each as "key: a's, b's"; nothing where they are alike."""
     keys = [key for key in {**a, **b} if key not in _PASSING]
     return tuple(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys if a.get(key) != b.get(key))
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    line = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return line[1] if line else platform.processor() or platform.machine()
-
-
-def _governor(file: Path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) -> str | None:
-    return file.read_text().strip() if file.is_file() else None
 
 
 def _version(package: str) -> str | None:

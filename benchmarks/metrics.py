@@ -10,7 +10,8 @@ A metric is a function of the judged output and the truth. What it returns says 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -24,6 +25,8 @@ from onnx_lathe.runtime.samples import Array, Samples
 
 Evaluate = Callable[[Array, Array], Any]
 """``(output, truth) -> bool [samples] | float [samples] | float``."""
+Resampled = Callable[[NDArray[np.int64]], Sequence[float]]
+"""Of the indices of a resample: the metric of each of several outputs on it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,20 @@ class Metric:
             and the truth.
         truth: ``labels``; or ``original``, its output, which then scores 1 by definition; or ``any``: the
             labels where there are some.
+        prepare: For a metric of the whole set that is slow to evaluate: given several outputs and the truth, what
+            a bootstrap then calls thousands of times instead.
     """
 
     name: str
     evaluate: Evaluate
     truth: Literal["labels", "original", "any"]
+    prepare: Callable[[Sequence[Array], Array], Resampled] | None = None
+
+    def resampled(self, outputs: Sequence[Array], truth: Array) -> Resampled:
+        """Return what gives the metric of each of ``outputs`` on a resample of the samples."""
+        if self.prepare is not None:
+            return self.prepare(outputs, truth)
+        return lambda indices: [float(self.evaluate(output[indices], truth[indices])) for output in outputs]
 
 
 def accuracy(output: Array, labels: Array) -> Array:
@@ -50,7 +62,7 @@ def accuracy(output: Array, labels: Array) -> Array:
         output: Scores ``float [samples, classes]`` or classes ``int [samples]``. A NaN among scores is wrong.
         labels: ``int [samples]``.
     """
-    return _classes(output) == labels
+    return predicted_classes(output) == labels
 
 
 def f1_macro(output: Array, labels: Array) -> float:
@@ -63,7 +75,7 @@ def f1_macro(output: Array, labels: Array) -> float:
         output: As for `accuracy`.
         labels: ``int [samples]``.
     """
-    classes, codes = np.unique(np.concatenate([labels, _classes(output)]), return_inverse=True)
+    classes, codes = np.unique(np.concatenate([labels, predicted_classes(output)]), return_inverse=True)
     truth, predicted = np.split(codes, 2)
     hits = np.bincount(truth[truth == predicted], minlength=len(classes))
     sizes = np.bincount(truth, minlength=len(classes)) + np.bincount(predicted, minlength=len(classes))
@@ -87,6 +99,48 @@ def spearman(output: Array, labels: Array) -> float:
     if np.isnan(scores).any() or np.ptp(scores) == 0.0 or np.ptp(wanted) == 0.0:
         return 0.0
     return max(0.0, float(np.corrcoef(rankdata(scores), rankdata(wanted))[0, 1]))
+
+
+def _prepare_r2(outputs: Sequence[Array], labels: Array) -> Resampled:
+    """Reduce outputs to one squared residual a sample: a resample then costs one product with the labels.
+
+    With ``c`` the mean of all labels, ``SS_tot = sum ||y - c||^2 - n ||mean(y) - c||^2``.
+    """
+    rows = len(labels)
+    for output in outputs:
+        if output.dtype == object or output.size != labels.size or len(output) != rows:
+            raise _misfit("r2", output, f"one number for each of the labels {list(labels.shape)}")
+    truth: NDArray[np.float64] = labels.reshape(rows, -1).astype(np.float64)
+    residuals = [np.square(output.reshape(rows, -1).astype(np.float64) - truth).sum(axis=1) for output in outputs]
+    truth -= truth.mean(axis=0)
+    energy = np.square(truth).sum(axis=1)
+
+    def score(residual: float, total: float) -> float:
+        if not math.isfinite(residual):
+            return 0.0
+        if total <= 0.0:
+            return float(residual == 0.0)
+        return max(0.0, 1.0 - residual / total)
+
+    def resampled(indices: NDArray[np.int64]) -> Sequence[float]:
+        times = np.bincount(indices, minlength=rows).astype(np.float64)
+        total = float(times @ energy - np.square(times @ truth).sum() / len(indices))
+        return [score(float(times @ residual), total) for residual in residuals]
+
+    return resampled
+
+
+def r2(output: Array, labels: Array) -> float:
+    """Return the coefficient of determination ``1 - SS_res / SS_tot``, both summed over all outputs.
+
+    This weighs each output by its variance: scikit-learn's ``r2_score(multioutput="variance_weighted")``, but 0 where
+    that is negative (worse than the labels' mean) or a number is not finite.
+
+    Args:
+        output: ``float [samples]`` or ``[samples, outputs]``.
+        labels: ``float`` of the same shape; an axis of one output may be left out.
+    """
+    return _prepare_r2([output], labels)(np.arange(len(labels)))[0]
 
 
 def argmax_agreement(output: Array, original: Array) -> Array:
@@ -119,6 +173,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("accuracy", accuracy, "labels"),
         Metric("f1_macro", f1_macro, "labels"),
         Metric("spearman", spearman, "labels"),
+        Metric("r2", r2, "labels", _prepare_r2),
         Metric("argmax_agreement", argmax_agreement, "original"),
         Metric("mean_cosine", mean_cosine, "original"),
     )
@@ -156,17 +211,20 @@ def find_metric(name: str) -> Metric:
 def default_metric(samples: Samples, outputs: Mapping[str, Array]) -> str:
     """Return the name of the metric that fits the data.
 
-    Labels that are whole numbers: accuracy; other labels: Spearman. Without labels argmax agreement where the
-    first output looks like a classifier's (its name says so, or its rows are probabilities), else mean
+    Labels that are whole numbers: accuracy. Other labels: R^2, or Spearman where the original predicts one number a
+    sample on another scale than the labels', so that R^2 would find nothing to lose. Without labels argmax agreement
+    where the first output looks like a classifier's (its name says so, or its rows are probabilities), else mean
     cosine.
 
     Args:
         samples: With labels or without.
         outputs: The original's, by name.
     """
-    if samples.labels is not None:
-        return "accuracy" if samples.labels.dtype.kind in "iub" else "spearman"
     name, output = next(iter(outputs.items()))
+    if samples.labels is not None:
+        if samples.labels.dtype.kind in "iub":
+            return "accuracy"
+        return "spearman" if output.size == len(samples) and r2(output, samples.labels) == 0.0 else "r2"
     if output.dtype == object or output.ndim < 2 or output.shape[-1] < 2:
         return "mean_cosine"
     named = any(word in name.lower() for word in ("logit", "prob", "class"))
@@ -174,7 +232,7 @@ def default_metric(samples: Samples, outputs: Mapping[str, Array]) -> str:
     return "argmax_agreement" if named or probable else "mean_cosine"
 
 
-def _classes(output: Array) -> NDArray[np.int64]:
+def predicted_classes(output: Array) -> NDArray[np.int64]:
     """Return the index of the largest entry along the last axis; -1, which is no class, where one is NaN."""
     if output.dtype.kind in "iub" and output.ndim == 1:
         return output
@@ -184,8 +242,8 @@ def _classes(output: Array) -> NDArray[np.int64]:
 
 
 def _agree(one: Array, other: Array) -> NDArray[np.bool_]:
-    chosen = _classes(one)
-    return (chosen == _classes(other)) & (chosen >= 0)
+    chosen = predicted_classes(one)
+    return (chosen == predicted_classes(other)) & (chosen >= 0)
 
 
 def _cosine(one: Array, other: Array) -> float:

@@ -71,6 +71,18 @@ def drop_upper(losses: float, gains: float, n: int) -> tuple[float, str]:
     return tango_upper(losses, gains, n), "Tango's score bound of paired proportions"
 
 
+def paired_change(losses: int, gains: int, n: int) -> Interval:
+    """Return the change of a share over ``n`` pairs, ``(gains - losses) / n``, with its 95 % interval.
+
+    Both ends are bounds as `tango_upper` gives them at 97.5 %, or the exact bound of what none of the pairs showed.
+    """
+
+    def most(up: int, down: int) -> float:
+        return clopper_pearson_upper(up, n, 0.975) if down == 0 else tango_upper(up, down, n, 0.975)
+
+    return Interval((gains - losses) / n, -most(losses, gains), most(gains, losses))
+
+
 def least_without_loss(max_drop: float) -> int | None:
     """Return how many samples without any loss bring the exact bound within ``max_drop`` (None: none do)."""
     if max_drop <= 0.0:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from onnx_lathe.benchmarks.proportions import wilson
 from onnx_lathe.benchmarks.report.model import Curve, DistillationScore
 from onnx_lathe.benchmarks.result import Interval
+from onnx_lathe.benchmarks.stats import Vector, bca_bootstrap
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.explain import Story, edits
 from onnx_lathe.converter.compile.space import Candidate
@@ -17,13 +20,16 @@ from onnx_lathe.converter.compile.task import Parts, Rung, Task
 from onnx_lathe.converter.data.sources import load_source
 from onnx_lathe.converter.data.split import stratified
 from onnx_lathe.converter.distill import distill
+from onnx_lathe.converter.distributed import led
 from onnx_lathe.converter.export import Exported, export
 from onnx_lathe.converter.models.build import build, fold_batchnorm
+from onnx_lathe.converter.objective import Classification, objective_for
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.recipe import NetworkOptions, Recipe, StudentOptions, TeacherOptions
 from onnx_lathe.converter.recover import recover
 from onnx_lathe.converter.stages import Stage, run_stage
-from onnx_lathe.converter.train import TrainingCurve, load_weights, predict, save_weights, train
+from onnx_lathe.converter.train import TrainingCurve, predict, train
+from onnx_lathe.converter.weights import load_weights, save_weights
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
@@ -34,6 +40,9 @@ MODEL = "model.onnx"
 
 _TRAINING_CODE = (
     "onnx_lathe.converter.train",
+    "onnx_lathe.converter.batches",
+    "onnx_lathe.converter.distributed",
+    "onnx_lathe.converter.objective",
     "onnx_lathe.converter.distill",
     "onnx_lathe.converter.recover",
     "onnx_lathe.converter.models",
@@ -95,6 +104,7 @@ class Chain:
                 options.training,
                 self.recipe.distillation,
                 seed,
+                strategy=self.recipe.distributed.strategy,
                 checkpoint=folder / "checkpoint",
                 progress=self._named("student"),
             )
@@ -107,7 +117,7 @@ class Chain:
             "teacher": teacher.digest,
             **self._seen("train", "select"),
         }
-        return run_stage(self._folder, "student", depends, _TRAINING_CODE, make, TrainingCurve)
+        return run_stage(self._folder, "student", depends, _TRAINING_CODE, make, TrainingCurve, led)
 
     @cached_property
     def teacher_onnx(self) -> Stage[Exported]:
@@ -213,7 +223,7 @@ class Chain:
             title=self.recipe.name,
             command=command,
             curves=tuple(
-                Curve(name, stage.value.loss, stage.value.accuracy, "select")
+                Curve(name, stage.value.loss, stage.value.score, "select")
                 for name, stage in curves.items()
                 if stage is not None
             ),
@@ -240,7 +250,7 @@ class Chain:
             del folder
             networks = [self._load(options, stage) for options, stage in stages]
             return tuple(
-                DistillationScore(part, *(_accuracy_interval(network, self.data[part]) for network in networks))
+                DistillationScore(part, *(_score_interval(network, self.data[part]) for network in networks))
                 for part in ("select", "test")
             )
 
@@ -258,6 +268,7 @@ class Chain:
                 data["select"],
                 options.training,
                 seed,
+                strategy=self.recipe.distributed.strategy,
                 checkpoint=folder / "checkpoint",
                 progress=self._named(name),
             )
@@ -265,7 +276,7 @@ class Chain:
             return curve
 
         depends = {"network": options.model_dump(), "seed": seed, **self._seen("train", "select")}
-        return run_stage(self._folder, name, depends, _TRAINING_CODE, make, TrainingCurve)
+        return run_stage(self._folder, name, depends, _TRAINING_CODE, make, TrainingCurve, led)
 
     def _export(self, name: str, options: NetworkOptions, trained: Stage[TrainingCurve]) -> Stage[Exported]:
         def make(folder: Path) -> Exported:
@@ -297,6 +308,16 @@ class Chain:
         return lambda done, total, text: self._progress(done, total, f"{name}: {text}")
 
 
-def _accuracy_interval(network: torch.nn.Module, samples: Samples) -> Interval:
-    correct = predict(network, samples).argmax(axis=1) == samples.labels
-    return wilson(int(correct.sum()), len(samples))
+def _score_interval(network: torch.nn.Module, samples: Samples) -> Interval:
+    objective, outputs = objective_for(samples), predict(network, samples)
+    labels = objective.labels(samples)
+    if isinstance(objective, Classification):
+        return wilson(len(samples) - objective.errors(outputs, labels), len(samples))
+
+    def score(indices: NDArray[np.int64]) -> Vector:
+        chosen = labels[indices]
+        return np.array([objective.score(objective.errors(outputs[indices], chosen), chosen)])
+
+    (value,) = score(np.arange(len(samples)))
+    low, high = bca_bootstrap(score, len(samples), (0.025, 0.975))[:, 0]
+    return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.result import Certificate
 from onnx_lathe.converter.compile.certify import Judge
 from onnx_lathe.converter.data.files import load_samples
@@ -22,11 +23,13 @@ class ModelComparison:
     Attributes:
         certificate: The metric of both, paired by sample, with the bound of the drop.
         sqnr: Signal-to-quantization-noise ratio of each output of B against A in dB.
+        evaluation: What else differs: precision, recall, calibration, flips, by class; or errors, or distances.
         facts: Parameters, MACs, size and operators of A and of B.
     """
 
     certificate: Certificate
     sqnr: Mapping[str, float]
+    evaluation: Evaluation
     facts: tuple[GraphFacts, GraphFacts]
 
 
@@ -59,5 +62,6 @@ def compare(
     return ModelComparison(
         certificate=judge.certificate(outputs),
         sqnr={name: sqnr_db(wanted[name], outputs[name]) for name in wanted if name in outputs},
+        evaluation=judge.evaluation(outputs),
         facts=(read_facts(first), read_facts(second)),
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_lathe.converter.compile.compile import Compiled, ship
 from onnx_lathe.converter.compile.search import search
-from onnx_lathe.converter.extras import require
+from onnx_lathe.converter.launch import leads
 from onnx_lathe.converter.progress import Progress, silent
 from onnx_lathe.converter.recipe import load_recipe
 from onnx_lathe.converter.stages import locked, work_folder
 from onnx_lathe.passes import registry
 from onnx_lathe.runtime.bundle import check_replaceable
+from onnx_lathe.runtime.extras import require
 
 if TYPE_CHECKING:
     from onnx_lathe.converter.chain import Chain
@@ -43,12 +44,18 @@ def convert(recipe: Path, output: Path | None = None, *, progress: Progress = si
 
 
 def train(recipe: Path, output: Path | None = None, *, progress: Progress = silent) -> dict[str, Any]:
-    """Train the teacher of a recipe and the student alone; return their weight files and accuracy on select."""
+    """Train the teacher of a recipe and the student alone; return their weight files, losses and scores on select.
+
+    Started by torchrun, all processes train together (docs/training.md).
+    """
     return _stage_alone(recipe, output, progress, lambda chain: [chain.teacher, chain.student_alone])
 
 
 def distill(recipe: Path, output: Path | None = None, *, progress: Progress = silent) -> dict[str, Any]:
-    """Train the student of a recipe from its teacher; return its weight file and accuracy on select."""
+    """Train the student of a recipe from its teacher; return its weight file, losses and scores on select.
+
+    Started by torchrun, all processes train together (docs/training.md).
+    """
     return _stage_alone(recipe, output, progress, lambda chain: [chain.student])
 
 
@@ -72,11 +79,12 @@ def _chain(recipe: Path, output: Path | None, progress: Progress) -> Generator[t
     options = load_recipe(recipe)
     require("torch", "safetensors", extra="train")
     from onnx_lathe.converter.chain import Chain
+    from onnx_lathe.converter.distributed import joined
 
     for passes in (*options.compile.candidates, *([options.prune.passes] if options.prune else [])):
         registry.parse(passes)
     target = output or Path("out") / options.name
     check_replaceable(target)
     work = work_folder(target)
-    with locked(work):
+    with joined(), locked(work) if leads() else nullcontext():
         yield target, Chain(options, recipe.parent, work, progress)

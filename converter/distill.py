@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onnx_lathe.converter import distributed
 from onnx_lathe.converter.progress import Progress, silent
 from onnx_lathe.converter.recipe import DistillationOptions, TrainingOptions
 from onnx_lathe.converter.train import TrainingCurve, predict, train
@@ -52,6 +53,24 @@ def distillation_loss(
     return (1.0 - alpha) * hard + alpha * temperature**2 * soft
 
 
+def regression_distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """Return ``(1 - alpha) MSE(student, labels) + alpha MSE(student, teacher)``.
+
+    Numbers are no distribution: there is no temperature.
+
+    Args:
+        student: ``[n]`` or ``[n, outputs]``.
+        teacher: Of the same shape.
+        labels: Of the same shape.
+        alpha: 0 for the labels alone, 1 for the teacher alone.
+
+    Returns:
+        A ``float32`` scalar, computed in float32 whatever the outputs are.
+    """
+    hard, soft = (functional.mse_loss(student.float(), wanted.float()) for wanted in (labels, teacher))
+    return (1.0 - alpha) * hard + alpha * soft
+
+
 def distill(
     student: nn.Module,
     teacher: nn.Module,
@@ -61,32 +80,51 @@ def distill(
     distillation: DistillationOptions,
     seed: int,
     *,
+    strategy: distributed.Strategy = "ddp",
     checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingCurve:
-    """Train ``student`` in place by `distillation_loss`; the teacher sees the same augmented batches.
+    """Train ``student`` in place from the labels and the teacher, which sees the same augmented batches.
 
-    Arguments and errors are those of `onnx_lathe.converter.train.train`.
+    By `distillation_loss`, or by `regression_distillation_loss` where the loss of the options is ``mse``. Arguments and
+    errors are those of `onnx_lathe.converter.train.train`. On several processes with the strategy ``fsdp`` the teacher
+    is sharded too, and stays so, its parameters without gradients.
 
     Raises:
-        RecipeError: Teacher and student have not the same classes.
+        RecipeError: Teacher and student have not the same outputs.
     """
     few = samples.first(2)
-    classes = {name: predict(network, few).shape[1] for name, network in (("teacher", teacher), ("student", student))}
-    if classes["teacher"] != classes["student"]:
+    networks = {"teacher": teacher, "student": student}
+    outputs = {name: list(predict(network, few).shape[1:]) for name, network in networks.items()}
+    if outputs["teacher"] != outputs["student"]:
         raise RecipeError(
             "student.options",
-            got=f"{classes['student']} classes",
-            expected=f"{classes['teacher']}, as the teacher has",
-            mend="Give both networks the same classes.",
+            got=f"outputs of shape {outputs['student']} a sample",
+            expected=f"{outputs['teacher']}, as the teacher has",
+            mend="Give both networks the same outputs.",
         )
-    teacher.eval()
+    distributed.frozen(teacher, strategy, options.precision)
 
-    def loss(logits: Tensor, labels: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    def loss(outputs: Tensor, labels: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
             taught = teacher(*inputs)
+        if options.loss == "mse":
+            return regression_distillation_loss(outputs, taught, labels, distillation.alpha)
         return distillation_loss(
-            logits, taught, labels, distillation.temperature, distillation.alpha, options.label_smoothing
+            outputs, taught, labels, distillation.temperature, distillation.alpha, options.label_smoothing
         )
 
-    return train(student, samples, evaluate_on, options, seed, loss=loss, checkpoint=checkpoint, progress=progress)
+    curve = train(
+        student,
+        samples,
+        evaluate_on,
+        options,
+        seed,
+        loss=loss,
+        strategy=strategy,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    if not distributed.is_sharded(teacher):
+        teacher.cpu()
+    return curve

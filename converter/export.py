@@ -16,8 +16,8 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
+from onnx_lathe.converter.batches import to_tensors
 from onnx_lathe.converter.recipe import ExportOptions
-from onnx_lathe.converter.train import to_tensors
 from onnx_lathe.runtime.errors import OracleError, RecipeError, UnsupportedModelError
 from onnx_lathe.runtime.loading import MAX_PROTOBUF_BYTES
 from onnx_lathe.runtime.parity import relative_error

@@ -22,9 +22,11 @@ class _Table(BaseModel):
 class DataOptions(_Table):
     """Where the samples come from and how they are cut.
 
-    ``source`` is ``digits`` (scikit-learn's), an ``.npz`` beside the recipe (arrays by input name and ``label``), or
-    ``module:callable`` returning `onnx_lathe.runtime.samples.Samples`. What select and test leave is trained on; the
-    first ``calibrate`` samples of that calibrate the quantization. The cut is stratified by label.
+    ``source`` is ``digits`` (scikit-learn's), ``regression{samples=2000,inputs=1000,outputs=1000}`` (made by
+    `onnx_lathe.converter.data.synthetic.Regression`), an ``.npz`` beside the recipe (arrays by input name and
+    ``label``), or ``module:callable`` returning `onnx_lathe.runtime.samples.Samples`. What select and test leave is
+    trained on; the first ``calibrate`` samples of that calibrate the quantization. The cut is stratified by class,
+    where there are classes.
     """
 
     source: str
@@ -49,16 +51,39 @@ class NetworkOptions(_Table):
 
 
 class TrainingOptions(_Table):
-    """How a network is trained: AdamW, one-cycle learning rate, cross entropy with label smoothing."""
+    """How a network is trained, the learning rate going through one cycle.
+
+    ``cross_entropy`` takes a class for each sample, ``mse`` a number or several.
+    """
 
     epochs: Count
     batch_size: Count = 64
+    """Samples in a batch of all processes together."""
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     shift: Annotated[int, Field(ge=0)] = 0
     """Augmentation: images are moved by up to this many pixels in each direction."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    """Activations inside the network's blocks are computed again for the backward pass: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _smooths_classes(self) -> TrainingOptions:
+        if self.loss == "mse" and self.label_smoothing:
+            raise ValueError("label_smoothing must be 0 with loss 'mse', which knows no classes")
+        return self
+
+
+class DistributedOptions(_Table):
+    """How several processes train one network, where torchrun starts them.
+
+    ``ddp`` keeps the whole network on each, ``fsdp`` a part of every weight.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
 
 class TeacherOptions(NetworkOptions):
@@ -74,7 +99,11 @@ class StudentOptions(NetworkOptions):
 
 
 class DistillationOptions(_Table):
-    """The loss ``(1 - alpha) CE + alpha T^2 KL(teacher_T || student_T)`` (Hinton et al. 2015, arXiv:1503.02531)."""
+    """How much the teacher counts.
+
+    Of classes: the loss ``(1 - alpha) CE + alpha T^2 KL(teacher_T || student_T)`` (Hinton et al. 2015,
+    arXiv:1503.02531). Of numbers: ``(1 - alpha) MSE(labels) + alpha MSE(teacher)``, which has no temperature.
+    """
 
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
@@ -119,9 +148,18 @@ class Recipe(_Table):
     teacher: TeacherOptions
     student: StudentOptions
     distillation: DistillationOptions = DistillationOptions()
+    distributed: DistributedOptions = DistributedOptions()
     export: ExportOptions = ExportOptions()
     prune: PruneOptions | None = None
     compile: CompileOptions = CompileOptions()
+
+    @model_validator(mode="after")
+    def _has_one_loss(self) -> Recipe:
+        recovery = self.prune.recovery if self.prune else None
+        losses = [options.loss for options in (self.teacher.training, self.student.training, recovery) if options]
+        if len(set(losses)) > 1:
+            raise ValueError(f"every training must have the same loss, not {', '.join(losses)}")
+        return self
 
 
 def load_recipe(path: Path) -> Recipe:

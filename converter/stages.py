@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
+from onnx_lathe.converter.launch import Led, alone
 from onnx_lathe.runtime.errors import BundleError
 
 _RESULT = "result.json"
@@ -93,6 +94,7 @@ def run_stage(
     code: Sequence[str],
     make: Callable[[Path], T],
     kind: type[T],
+    led: Led = alone,
 ) -> Stage[T]:
     """Run a stage, or return what an earlier run made from the same inputs.
 
@@ -104,25 +106,37 @@ def run_stage(
         make: Fills the folder that it is given and returns a value. After an interruption it finds there what it had
             left, and may go on from it.
         kind: The type of that value: a dataclass or a plain type, kept as JSON.
+        led: Where several processes make the stage together: it lets one of them decide and finish for all. They must
+            see the same ``folder``.
     """
     adapter = TypeAdapter(kind)
     key = _key(depends, code)
     final, part = folder / f"{name}-{key}", folder / f"{name}-{key}.part"
-    if (final / _RESULT).is_file():
-        record = json.loads((final / _RESULT).read_text())
-        if record["digest"] == _digest(final, record["value"]):
-            return Stage(name, final, adapter.validate_python(record["value"]), record["digest"], skipped=True)
-        shutil.rmtree(final)
-    part.mkdir(parents=True, exist_ok=True)
+
+    def found() -> dict[str, Any] | None:
+        if (final / _RESULT).is_file():
+            record = json.loads((final / _RESULT).read_text())
+            if record["digest"] == _digest(final, record["value"]):
+                return record
+            shutil.rmtree(final)
+        part.mkdir(parents=True, exist_ok=True)
+        return None
+
+    def finished() -> dict[str, Any]:
+        plain = json.loads(json.dumps(adapter.dump_python(value, mode="json")))
+        record = {"value": plain, "digest": _digest(part, plain)}
+        (part / _RESULT).write_text(json.dumps(record))
+        os.replace(part, final)
+        for old in folder.glob(f"{name}-*"):
+            if old != final and old.name.removeprefix(f"{name}-").removesuffix(".part").isalnum():
+                shutil.rmtree(old)
+        return record
+
+    record = led(found)
+    if record is not None:
+        return Stage(name, final, adapter.validate_python(record["value"]), record["digest"], skipped=True)
     value = make(part)
-    record = json.loads(json.dumps(adapter.dump_python(value, mode="json")))
-    digest = _digest(part, record)
-    (part / _RESULT).write_text(json.dumps({"value": record, "digest": digest}))
-    os.replace(part, final)
-    for old in folder.glob(f"{name}-*"):
-        if old != final and old.name.removeprefix(f"{name}-").removesuffix(".part").isalnum():
-            shutil.rmtree(old)
-    return Stage(name, final, value, digest, skipped=False)
+    return Stage(name, final, value, led(finished)["digest"], skipped=False)
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ EXTERNAL_ABOVE_BYTES = 256 * 2**20
 """Weights of more than this in total are written beside the graph (protobuf ends at 2 GiB)."""
 INLINE_BELOW_BYTES = 1024
 """Tensors below this stay in the graph: shapes and scales must be readable without the weights."""
+BLOCK = 2**20
+"""Elements of a weight that are looked at together."""
 
 
 def load(path: Path) -> ir.Model:
@@ -74,9 +76,16 @@ def lazy(
     """
 
     def evaluate() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(compute(view(source).numpy())), dtype=dtype, name=name)
+        return ir.Tensor(np.asarray(compute(view(source).numpy()), order="C"), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+def blocks(array: Array) -> Iterator[Array]:
+    """Yield the elements of ``array`` in order, flat, `BLOCK` at a time: what is mapped is never in memory whole."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        yield flat[start : start + BLOCK]
 
 
 def view(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -19,13 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.fuse.skip import KeepSkipApart
 from onnx_lathe.passes.prune.request import Prune
+from onnx_lathe.passes.prune.sparsify import Sparsify
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime.errors import PassSpecError
 
 PASSES: Mapping[str, type[Request]] = {
-    request.name: request for request in (Cleanup, Prune, QuantizeStatic, QuantizeDynamic, KeepSkipApart)
+    request.name: request for request in (Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, KeepSkipApart)
 }
 
 PLAIN = "/:._-+()[]@"

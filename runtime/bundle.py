@@ -68,7 +68,7 @@ def write_bundle(folder: Path, files: Mapping[str, Path], manifest: Mapping[str,
         BundleError: There is no ``model.onnx`` among the files, a name leaves the bundle, or ``folder`` is something
             other than a bundle.
     """
-    _check_names(folder, files)
+    check_names(folder, files)
     if MODEL not in files:
         raise BundleError(
             str(folder),
@@ -125,14 +125,17 @@ def open_bundle(path: Path) -> Bundle:
     manifest = _read_manifest(path)
     for name, digest in manifest["files"].items():
         _check_file(path, name, digest)
-    options = _read_session(path / SESSION)
-    here, there = cpu_class(), manifest.get("cpu_class")
-    warning = None
-    if here != there:
-        warning = (
-            f"{path} was made for a CPU of class {there}; this one is {here}: what was measured does not hold here."
-        )
+    options = parse_session((path / SESSION).read_bytes(), path / SESSION)
+    warning = cpu_warning(path, manifest)
     return Bundle(path, path / MODEL, options["provider"], options["threads"], manifest, warning)
+
+
+def cpu_warning(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Return what to know about a bundle that was made on another class of CPU; None where it was not."""
+    here, there = cpu_class(), manifest.get("cpu_class")
+    if here == there:
+        return None
+    return f"{path} was made for a CPU of class {there}; this one is {here}: what was measured does not hold here."
 
 
 def model_file(path: Path) -> Path:
@@ -155,7 +158,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_names(folder: Path, names: Iterable[str]) -> None:
+def check_names(folder: Path, names: Iterable[str]) -> None:
     """Refuse names that leave the bundle; they come from a caller or from a manifest that nobody should trust."""
     for name in names:
         path = PurePosixPath(name)
@@ -230,9 +233,14 @@ def _session_text(session: SessionOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_session(path: Path) -> SessionOptions:
+def parse_session(text: bytes, path: Path) -> SessionOptions:
+    """Return what a bundle's session file says; ``path`` is the file, for messages.
+
+    Raises:
+        BundleError: It is not TOML, or holds other than a provider and threads.
+    """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _broken(path, f"not TOML ({error})", "provider and threads in TOML") from None
     provider, threads = content.get("provider"), content.get("threads")
@@ -249,8 +257,18 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
         raise _broken(folder, "no such folder", "a bundle", mend="Give the path of a bundle.")
     if not path.is_file():
         raise _broken(folder, f"no {MANIFEST}", "a bundle", mend="Give the path of a bundle, or of an .onnx file.")
+    return parse_manifest(path.read_bytes(), folder)
+
+
+def parse_manifest(text: bytes, folder: Path) -> Mapping[str, Any]:
+    """Return a checked manifest; ``folder`` is the bundle, for messages.
+
+    Raises:
+        BundleError: It is not a manifest, of another schema, or names files outside the bundle.
+    """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _broken(path, f"not JSON ({error})", "a manifest") from None
     if not isinstance(manifest, dict):
@@ -266,7 +284,7 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     files = content.get("files")
     if not isinstance(files, dict) or not {MODEL, SESSION} <= files.keys():
         raise _broken(path, "no sha256 of the model and its session", "files by name")
-    _check_names(folder, cast("dict[str, str]", files))
+    check_names(folder, cast("dict[str, str]", files))
     return content
 
 

@@ -87,3 +87,11 @@ class OracleError(LatheError):
 
 class MeasurementError(LatheError):
     """A measurement could not be taken: a worker failed, or no benchmark ran."""
+
+
+class SignatureError(InputError):
+    """A signature is missing, does not fit the files, or its key cannot be used."""
+
+
+class SecretError(InputError):
+    """A secret (a private key, an age identity) cannot be used, or others may read it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -61,6 +61,10 @@ class NodeFacts:
             unknown. A QuantizeLinear or DequantizeLinear that belongs to a neighbour moves none of its own.
         dtype: In what it computes: the stored type of its operands where all come out of a DequantizeLinear,
             else the type of its first input; "" where unknown.
+        summed: Products that each element of its result sums; 0 where it has no multiply-accumulates, None where
+            unknown.
+        reads: The activations that it reads, as stored, each once; the keys of `GraphFacts.activations`.
+        writes: Those that it writes.
     """
 
     name: str
@@ -69,6 +73,9 @@ class NodeFacts:
     weight_bytes: int
     activation_bytes: int | None
     dtype: str
+    summed: int | None
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,11 @@ class GraphFacts:
         macs: Multiply-accumulates of one run at ``dims`` in convolutions and matrix products of the main graph;
             None where one of them is unknown.
         nodes: The nodes of the main graph, in order.
+        weights: Bytes of the constants by element type, the most first; those of subgraphs included.
+        activations: Bytes of each tensor that the nodes exchange, None where its shape is unknown.
         inputs: What a run needs.
         outputs: What it returns.
-        dims: The sizes of symbolic dimensions that ``macs`` and ``nodes`` hold for.
+        dims: The sizes of symbolic dimensions that ``macs``, ``nodes`` and ``activations`` hold for.
     """
 
     parameters: int
@@ -95,6 +104,8 @@ class GraphFacts:
     operators: Mapping[str, int]
     macs: int | None
     nodes: tuple[NodeFacts, ...]
+    weights: Mapping[str, int]
+    activations: Mapping[str, int | None]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dims: Mapping[str, int]
@@ -119,7 +130,7 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
     _drop_large_values(path, model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    parameters = _parameters(model)
+    parameters, weights = _parameters(model), _weights(model)
     values = _Values(str(path), model, sizes)
     nodes = tuple(values.facts(node, number) for number, node in enumerate(model.graph.node))
     macs = [node.macs for node in nodes]
@@ -130,6 +141,8 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
         operators=dict(Counter(node.op_type for node in loading.nodes(model)).most_common()),
         macs=None if None in macs else sum(filter(None, macs)),
         nodes=nodes,
+        weights=weights,
+        activations={name: values.size(name) for node in nodes for name in (*node.reads, *node.writes)},
         inputs=inputs,
         outputs=outputs,
         dims=sizes,
@@ -146,23 +159,33 @@ class _Values:
 
     def facts(self, node: NodeProto, number: int) -> NodeFacts:
         """Return the facts of one node, the ``number``-th of the graph."""
-        moved = self._moved(node)
-        activations = [self._bytes(name) for name in moved if name not in self._constants]
+        read, written = self._moved(node, node.input), self._moved(node, node.output)
+        moved = list(dict.fromkeys((*read, *written)))
+        activations = [self.size(name) for name in moved if name not in self._constants]
+        result, summed = self._products(node)
         return NodeFacts(
             name=node.name or f"{node.op_type}_{number}",
             op_type=node.op_type,
-            macs=self._macs(node),
-            weight_bytes=sum(self._bytes(name) or 0 for name in moved if name in self._constants),
+            macs=math.prod((*result, summed)) if is_complete(result) and summed is not None else None,
+            weight_bytes=sum(self.size(name) or 0 for name in moved if name in self._constants),
             activation_bytes=None if None in activations else sum(filter(None, activations)),
             dtype=self._dtype(node),
+            summed=summed,
+            reads=tuple(name for name in read if name not in self._constants),
+            writes=tuple(name for name in written if name not in self._constants),
         )
 
-    def _macs(self, node: NodeProto) -> int | None:
-        """Return the elements of the result times the number of products that each one sums."""
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a tensor; None where its shape or type is unknown."""
+        shape, kind = self._shape(name), self._type(name)
+        return loading.byte_size(math.prod(shape), kind) if kind and is_complete(shape) else None
+
+    def _products(self, node: NodeProto) -> tuple[Shape | None, int | None]:
+        """Return the shape of what a convolution or matrix product computes, and the products that an element sums."""
         if node.op_type in _NOT_COUNTED:
-            return None
+            return None, None
         if node.op_type not in _SECOND_FACTOR:
-            return 0
+            return (), 0
         first, second = (self._shape(node.input[place]) for place in (0, _SECOND_FACTOR[node.op_type]))
         result = self._shape(node.output[0])
         if node.op_type == "MatMulNBits":
@@ -173,22 +196,22 @@ class _Values:
             summed = second and second[1:]
         else:
             summed = first and (first[-2 if _attribute(node, "transA") else -1],)
-        return math.prod((*result, *summed)) if is_complete(result) and is_complete(summed) else None
+        return result, math.prod(summed) if is_complete(summed) else None
 
-    def _moved(self, node: NodeProto) -> list[str]:
-        """Return the tensors that a node reads and writes, each once, in the form in which they are stored."""
+    def _moved(self, node: NodeProto, names: Iterable[str]) -> list[str]:
+        """Return those of a node's inputs or outputs that it moves, each once, in the form in which they are stored."""
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
             node.input[0] in self._stored or node.output[0] in self._stored
         ):
             return []
-        return list(dict.fromkeys(self._stored.get(name, name) for name in (*node.input, *node.output) if name))
+        return list(dict.fromkeys(self._stored.get(name, name) for name in names if name))
 
     def _dtype(self, node: NodeProto) -> str:
         operands = [node.input[0], node.input[_SECOND_FACTOR.get(node.op_type, 0)]] if node.input else []
         if all(name in self._stored for name in operands):
             operands = [self._stored[name] for name in operands]
         kind = self._type(operands[0]) if operands else TensorProto.UNDEFINED
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else ""
+        return _dtype_name(kind)
 
     def _type(self, name: str) -> int:
         if name in self._constants:
@@ -199,10 +222,6 @@ class _Values:
         if name in self._constants:
             return tuple(self._constants[name].dims)
         return shape_of(self._types.get(name))
-
-    def _bytes(self, name: str) -> int | None:
-        shape, kind = self._shape(name), self._type(name)
-        return loading.byte_size(math.prod(shape), kind) if kind and is_complete(shape) else None
 
 
 def _drop_large_values(path: Path, model: ModelProto) -> None:
@@ -230,6 +249,13 @@ def _parameters(model: ModelProto) -> int:
     )
 
 
+def _weights(model: ModelProto) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for _, tensor in loading.constants(model):
+        sizes[_dtype_name(tensor.data_type)] += loading.nbytes(tensor)
+    return dict(sizes.most_common())
+
+
 def _stored(graph: GraphProto) -> dict[str, str]:
     """Return the integers that are stored for each tensor that lies between a node and its (de)quantization alone."""
     readers = Counter(chain.from_iterable(node.input for node in graph.node))
@@ -242,6 +268,11 @@ def _stored(graph: GraphProto) -> dict[str, str]:
         elif node.op_type == "QuantizeLinear" and node.input[0] in made and readers[node.input[0]] == 1:
             found[node.input[0]] = node.output[0]
     return found
+
+
+def _dtype_name(kind: int) -> str:
+    """Return numpy's name of an ONNX type, "" for the undefined one."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else ""
 
 
 def _attribute(node: NodeProto, name: str) -> int:

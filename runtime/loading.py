@@ -7,18 +7,19 @@ checks some of this while it reads weights; here it is checked for every tensor,
 from __future__ import annotations
 
 import math
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from onnx_lathe.runtime.errors import ExternalDataError, ModelFileError
+from onnx_lathe.runtime import external
+from onnx_lathe.runtime.errors import ModelFileError
+from onnx_lathe.runtime.expansion import check_sizes
+from onnx_lathe.runtime.external import ExternalRange, Locate, external_range
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """The most that one protobuf message can hold."""
@@ -29,6 +30,9 @@ MAX_RANK = 64
 
 _VARINT, _LENGTH = 0, 2
 """The wire types of protobuf that ``ModelProto`` uses: a number, and bytes after their length."""
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 _BITS = {
     **dict.fromkeys(("UINT2", "INT2"), 2),
@@ -42,21 +46,6 @@ _BITS = {
     "COMPLEX128": 128,
 }
 """Bits of one element by name of its type; elements under 8 bits are packed (onnx.proto, ``raw_data``)."""
-
-
-@dataclass(frozen=True)
-class ExternalRange:
-    """Where the values of a tensor lie.
-
-    Attributes:
-        file: The file beside the model.
-        offset: First byte.
-        length: Number of bytes.
-    """
-
-    file: Path
-    offset: int
-    length: int
 
 
 def check_model_file(path: Path) -> None:
@@ -78,13 +67,40 @@ def read_graph(path: Path) -> ModelProto:
         ExternalDataError: As `check_model_file`.
     """
     model = _parse(path)
+    _check(str(path), model, external.on_disk(path.parent))
+    return model
+
+
+def parse_graph(content: bytes, where: str, beside: Mapping[str, int]) -> ModelProto:
+    """Return the checked model of a file that lies in memory.
+
+    Args:
+        content: The file.
+        where: What to call it in messages.
+        beside: The size in bytes of each file that lies beside it, by name.
+
+    Raises:
+        ModelFileError: As `check_model_file`.
+        ExternalDataError: As `check_model_file`.
+    """
+    try:
+        model = ModelProto.FromString(content)
+    except DecodeError:
+        _not_a_model(where, "bytes that are not ONNX", "Export or download the model again.")
+    _check(where, model, external.in_memory(beside))
+    return model
+
+
+def _check(where: str, model: ModelProto, locate: Locate) -> None:
+    if not model.HasField("graph") or not model.graph.output:
+        _not_a_model(where, "no graph with an output", "Export the model again.")
     for text in _names(model):
         if not isinstance(text, str):
-            _not_a_model(path, f"a name that is not UTF-8, {text!r}", "Export or download the model again.")
-    _check_arity(path, model)
+            _not_a_model(where, f"a name that is not UTF-8, {text!r}", "Export or download the model again.")
+    _check_arity(where, model)
     for tensor in tensors(model):
-        check_tensor(path, tensor)
-    return model
+        _check_tensor(where, tensor, locate)
+    check_sizes(where, model)
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
@@ -99,7 +115,7 @@ def external_files(path: Path) -> tuple[Path, ...]:
 
 def weight_files(path: Path, model: ModelProto) -> tuple[Path, ...]:
     """Return what `external_files` does, for a model that is parsed already."""
-    ranges = (external_range(path, tensor) for tensor in tensors(model) if is_external(tensor))
+    ranges = (_range_on_disk(path, tensor) for tensor in tensors(model) if is_external(tensor))
     return tuple(dict.fromkeys(found.file for found in ranges))
 
 
@@ -174,7 +190,7 @@ def make_inline(path: Path, tensor: TensorProto) -> None:
     Raises:
         ExternalDataError: They are not where and as they must be.
     """
-    found = external_range(path, tensor)
+    found = _range_on_disk(path, tensor)
     with found.file.open("rb") as file:
         file.seek(found.offset)
         tensor.raw_data = file.read(found.length)
@@ -182,14 +198,14 @@ def make_inline(path: Path, tensor: TensorProto) -> None:
     tensor.ClearField("data_location")
 
 
-def check_tensor(path: Path, tensor: TensorProto) -> None:
-    """Check that the dimensions of a tensor are sound and that its values are there.
-
-    Raises:
-        ModelFileError: The type is unknown, a dimension is negative, the size overflows, or the values do not fill it.
-        ExternalDataError: The values lie beside the model, and not where and as they must.
-    """
+def _range_on_disk(path: Path, tensor: TensorProto) -> ExternalRange:
     where = f"{path}: tensor {tensor.name!r}"
+    return external_range(where, tensor, nbytes(tensor), external.on_disk(path.parent))
+
+
+def _check_tensor(where: str, tensor: TensorProto, locate: Locate) -> None:
+    """Check that the dimensions of a tensor are sound and that its values are there."""
+    where = f"{where}: tensor {tensor.name!r}"
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
         raise ModelFileError(
             where,
@@ -206,7 +222,7 @@ def check_tensor(path: Path, tensor: TensorProto) -> None:
             mend="The file is corrupt or hostile: get it again from a source that you trust.",
         )
     if is_external(tensor):
-        external_range(path, tensor)
+        external_range(where, tensor, nbytes(tensor), locate)
     else:
         _check_inline(where, tensor)
 
@@ -230,88 +246,38 @@ def _check_inline(where: str, tensor: TensorProto) -> None:
         )
 
 
-def external_range(path: Path, tensor: TensorProto) -> ExternalRange:
-    """Return where the values of an external tensor lie, checked."""
-    where = f"{path}: tensor {tensor.name!r}"
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    file = _external_file(where, path.parent, entries.get("location", ""))
-    size = file.stat().st_size
-    want = nbytes(tensor)
-    offset = _whole_number(where, "offset", entries.get("offset", "0"))
-    length = _whole_number(where, "length", entries.get("length", str(want)))
-    if length != want:
-        _refuse(where, f"a length of {length} bytes", f"{want}, what its dimensions and type take")
-    if offset + length > size:
-        _refuse(
-            where,
-            f"bytes {offset} to {offset + length} of {file.name}, which has {size}",
-            "a range inside the file",
-        )
-    return ExternalRange(file, offset, length)
-
-
-def _external_file(where: str, folder: Path, location: str) -> Path:
-    """Return the file that a graph calls ``location``, which must be a plain file inside ``folder``."""
-    windows = PureWindowsPath(location)
-    if not location or "\0" in location or location.startswith(("/", "\\")) or windows.drive or windows.is_absolute():
-        _refuse(where, f"the weight file {location!r}", "the name of a file beside the model")
-    if ".." in PurePosixPath(location).parts or ".." in windows.parts:
-        _refuse(where, f"the weight file {location!r}, which leaves the model's folder", "a file inside it")
-    file = folder / location
-    try:
-        status = file.lstat()
-    except OSError:
-        raise ExternalDataError(
-            where,
-            got=f"no file {location!r} beside the model",
-            expected="the weights that the graph names",
-            mend=f"Put {location!r} into the folder of the model.",
-        ) from None
-    if stat.S_ISLNK(status.st_mode) or not file.resolve().is_relative_to(folder.resolve()):
-        _refuse(where, f"the weight file {location!r}, a symbolic link", "a plain file", link=True)
-    if not stat.S_ISREG(status.st_mode):
-        _refuse(where, f"{location!r}, which is not a plain file", "a plain file with the weights")
-    if status.st_nlink > 1:
-        _refuse(where, f"the weight file {location!r}, a hard link", "a file of its own", link=True)
-    return file
-
-
-def _whole_number(where: str, key: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        _refuse(where, f"the {key} {text[:40]!r}", "a number of bytes")
-    return int(text)
-
-
-def _refuse(where: str, got: str, expected: str, *, link: bool = False) -> NoReturn:
-    mend = (
-        "Put a copy of the file in place of the link."
-        if link
-        else "The files are corrupt or hostile: export or download the model again from a source that you trust."
-    )
-    raise ExternalDataError(where, got=got, expected=expected, mend=mend)
-
-
 def _parse(path: Path) -> ModelProto:
     if not path.exists():
-        _not_a_model(path, "no such file", "Give the path of a model.")
+        _not_a_model(str(path), "no such file", "Give the path of a model.")
     if path.is_dir():
-        _not_a_model(path, "a folder", "Give the path of the .onnx file in it.")
+        _not_a_model(str(path), "a folder", "Give the path of the .onnx file in it.")
     size = path.stat().st_size
     if size == 0:
-        _not_a_model(path, "an empty file", "Export or download the model again.")
+        _not_a_model(str(path), "an empty file", "Export or download the model again.")
     if size > MAX_PROTOBUF_BYTES:
-        _not_a_model(path, f"{size} bytes, more than protobuf can hold", "Save the model with its weights beside it.")
+        _not_a_model(
+            str(path), f"{size} bytes, more than protobuf can hold", "Save the model with its weights beside it."
+        )
     try:
         model = ModelProto.FromString(path.read_bytes())
     except PermissionError:
-        _not_a_model(path, "a file that you may not read", "Change its permissions.")
+        _not_a_model(str(path), "a file that you may not read", "Change its permissions.")
     except DecodeError:
+        if pickled := _pickled(path):
+            _not_a_model(str(path), pickled, "Export it to ONNX, with torch.onnx.export say; it was not opened.")
         missing = _missing_bytes(path, size)
         got = f"a file that was cut off: at least {missing} bytes are missing" if missing else "bytes that are not ONNX"
-        _not_a_model(path, got, "Export or download the model again.")
-    if not model.HasField("graph") or not model.graph.output:
-        _not_a_model(path, "no graph with an output", "Export the model again.")
+        _not_a_model(str(path), got, "Export or download the model again.")
     return model
+
+
+def _pickled(path: Path) -> str | None:
+    """Say what a file is that holds pickled Python objects, which run code as they are opened; None for another."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == _ZIP and path.suffix.lower() in _TORCH_SUFFIXES:
+        return "a file of torch, Python objects in a pickle"
+    return "a pickle of Python objects" if start[:1] == _PICKLE else None
 
 
 def _names(model: ModelProto) -> Iterator[object]:
@@ -329,7 +295,7 @@ def _names(model: ModelProto) -> Iterator[object]:
     yield from (opset.domain for opset in model.opset_import)
 
 
-def _check_arity(path: Path, model: ModelProto) -> None:
+def _check_arity(where: str, model: ModelProto) -> None:
     """Check that ONNX's own operators have the inputs and outputs that they must have."""
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
     for node in nodes(model):
@@ -341,15 +307,15 @@ def _check_arity(path: Path, model: ModelProto) -> None:
             continue
         if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
             raise ModelFileError(
-                f"{path}: node {node.name!r} ({node.op_type})",
+                f"{where}: node {node.name!r} ({node.op_type})",
                 got=f"{len(node.input)} inputs and {len(node.output)} outputs",
                 expected=f"at least {schema.min_input} and {schema.min_output}",
                 mend="The file is corrupt: export or download it again.",
             )
 
 
-def _not_a_model(path: Path, got: str, mend: str) -> NoReturn:
-    raise ModelFileError(str(path), got=got, expected="an ONNX model", mend=mend)
+def _not_a_model(where: str, got: str, mend: str) -> NoReturn:
+    raise ModelFileError(where, got=got, expected="an ONNX model", mend=mend)
 
 
 def _missing_bytes(path: Path, size: int) -> int:

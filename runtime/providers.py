@@ -12,10 +12,10 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from onnx_lathe.runtime import cgroups, machine
 from onnx_lathe.runtime.errors import DependencyError, ProviderError
 
 CPU = "CPUExecutionProvider"
@@ -147,7 +147,7 @@ def load_libraries(provider: str) -> None:
             onnxruntime().preload_dlls()
 
 
-def default_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+def default_threads(cgroup_root: Path = cgroups.ROOT, membership: Path = cgroups.MEMBERSHIP) -> int:
     """Return how many threads this process can keep busy: its allowed CPUs, or its cgroups' quota where that is less.
 
     onnxruntime counts the machine's cores and sees no quota.
@@ -157,45 +157,11 @@ def default_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), membership: Path
         membership: Which cgroups the process is in (man 7 cgroups).
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(cgroup_root, membership))]))
-
-
-def _quotas(root: Path, membership: Path) -> Iterator[float]:
-    """Yield each limit in CPUs on the way from the process's cgroups to their roots."""
-    lines = membership.read_text().splitlines() if membership.is_file() else []
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        bases = (root / controllers, root / "cpu") if controllers else (root, root / "unified")
-        base = next((folder for folder in bases if folder.is_dir()), root)
-        folder = base / place.lstrip("/")
-        # In a container the place is the host's and need not exist here; the container's own limit is then at the root.
-        for candidate in (folder, *folder.parents):
-            yield from _quota(candidate)
-            if candidate == base:
-                break
-
-
-def _quota(folder: Path) -> Iterator[float]:
-    """Yield the limit of one cgroup in CPUs, where it has one: microseconds of CPU time a period."""
-    version_2 = folder / "cpu.max"
-    version_1 = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
-    if version_2.is_file():
-        quota, period = version_2.read_text().split()
-    elif all(file.is_file() for file in version_1):
-        quota, period = (file.read_text().strip() for file in version_1)
-    else:
-        return
-    if quota not in ("max", "-1"):
-        yield int(quota) / int(period)
+    return max(1, min([allowed, *(math.ceil(quota) for quota in cgroups.cpu_limits(cgroup_root, membership))]))
 
 
 def cpu_class(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the machine and the best instruction set that integer kernels use, such as "x86_64 avx512-vnni"."""
-    machine = platform.machine().lower()
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
-    flags = set(line[1].split()) if line else set[str]()
+    flags = machine.cpu_flags(cpuinfo)
     best = next((name for name, needed in _CPU_CLASSES if flags.issuperset(needed)), "baseline")
-    return f"{machine} {best}"
+    return f"{platform.machine().lower()} {best}"

@@ -23,7 +23,8 @@ class Samples:
 
     Attributes:
         batches: Arrays by input name. Within a batch all first axes are equal: the number of samples in it.
-        labels: ``int64 [samples]`` (classes) or ``float [samples]`` (scores), or None where there are none.
+        labels: ``int64 [samples]`` (classes), or ``float [samples]`` or ``[samples, outputs]`` (numbers), or None
+            where there are none.
         source: Where the samples come from, for messages.
 
     Raises:
@@ -166,6 +167,7 @@ class Samples:
                 total.update(f"{name}:{array.dtype}:{array.shape}".encode())
                 total.update(_bytes(array))
         if self.labels is not None:
+            total.update(f"label:{self.labels.dtype}:{self.labels.shape}".encode())
             total.update(_bytes(self.labels))
         return total.hexdigest()
 

@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from onnx_lathe.runtime import providers, tensors
-from onnx_lathe.runtime.bundle import is_bundle, open_bundle
+from onnx_lathe.runtime.custom_ops import registered
 from onnx_lathe.runtime.errors import InputError, ModelFileError, ProviderError, TensorError
-from onnx_lathe.runtime.loading import read_graph
+from onnx_lathe.runtime.opened import open_model
 from onnx_lathe.runtime.placement import AssignedNode, shape_nodes
 from onnx_lathe.runtime.samples import Array
 
@@ -23,14 +23,19 @@ class Session:
     """A model that is loaded and ready to run. Threads may share it.
 
     Args:
-        model: An ``.onnx`` file or a bundle.
+        model: An ``.onnx`` file, a bundle, or a bundle that `onnx_lathe.encrypt` wrote.
         provider: Where to run, such as "cpu" or "cuda"; None for what the bundle says, or the CPU.
         threads: Threads inside an operator; None for what the bundle says, or all CPUs that the process may use.
         allow_fallback: Whether nodes may run on the CPU that the provider did not take.
         optimize: Whether onnxruntime rewrites the graph; without, each node runs as it is written.
+        require_signature: The public key (PEM) that must have signed the bundle; nothing is parsed before that is
+            checked. None asks for no signature.
+        identity: The file of age identities that opens an encrypted bundle, in memory alone.
+        custom_ops: Libraries of custom operators by path, each with the sha256 (hexadecimal) that it must have. They
+            are native code: without an entry none is loaded.
 
     Attributes:
-        path: The model file.
+        path: The model file, or the encrypted bundle.
         provider: Where the model runs, by the users' name.
         threads: Threads inside an operator.
         inputs: What a run needs.
@@ -42,6 +47,8 @@ class Session:
         ExternalDataError: Its weights are missing, too short or outside its folder.
         BundleError: A bundle is incomplete or was changed.
         ProviderError: The provider is not there, or did not take all nodes and ``allow_fallback`` is not set.
+        SignatureError: The bundle is not signed by ``require_signature``, or a file of it was changed since.
+        SecretError: ``identity`` cannot be used, or does not open the bundle.
         DependencyError: No onnxruntime is installed, or two are.
     """
 
@@ -53,23 +60,29 @@ class Session:
         threads: int | None = None,
         allow_fallback: bool = False,
         optimize: bool = True,
+        require_signature: str | Path | None = None,
+        identity: str | Path | None = None,
+        custom_ops: Mapping[str | Path, str] | None = None,
     ) -> None:
-        self.path = Path(model)
-        self.warning: str | None = None
-        if is_bundle(self.path):
-            bundle = open_bundle(self.path)
-            self.path, self.warning = bundle.model, bundle.warning
-            provider = bundle.provider if provider is None else provider
-            threads = bundle.threads if threads is None else threads
-        checked = read_graph(self.path)
+        opened = open_model(
+            Path(model),
+            require_signature=None if require_signature is None else Path(require_signature),
+            identity=None if identity is None else Path(identity),
+        )
+        self.path, self.warning = opened.path, opened.warning
+        checked = opened.read_graph()
         self.inputs = tensors.input_specs(checked, str(self.path))
         self.outputs = tensors.output_specs(checked, str(self.path))
-        self.threads = providers.default_threads() if threads is None else threads
+        asked = opened.threads if threads is None else threads
+        self.threads = providers.default_threads() if asked is None else asked
         excused = shape_nodes(checked.graph)
         del checked  # its weights, before onnxruntime reads them again
-        name = providers.resolve(provider)
+        name = providers.resolve(opened.provider if provider is None else provider)
         self.provider = providers.user_name(name)
-        self._session = create(self.path, name, session_options(self.threads, optimize=optimize))
+        options = session_options(self.threads, optimize=optimize)
+        self._weights = opened.beside
+        with registered(options, custom_ops or {}):
+            self._session = create(opened.path, name, options, opened.content, opened.beside)
         self._output_names = [spec.name for spec in self.outputs]
         if not allow_fallback:
             self._check_provider(excused)
@@ -148,8 +161,21 @@ def session_options(threads: int, *, optimize: bool = True) -> Any:
     return options
 
 
-def create(path: Path, provider: str, options: Any) -> Any:
-    """Return onnxruntime's ``InferenceSession`` on ``provider`` (onnxruntime's name) and, beneath it, the CPU.
+def create(
+    path: Path,
+    provider: str,
+    options: Any,
+    content: bytes | None = None,
+    beside: Mapping[str, bytearray] | None = None,
+) -> Any:
+    """Return onnxruntime's ``InferenceSession`` on ``provider`` and, beneath it, the CPU.
+
+    Args:
+        path: The model file.
+        provider: onnxruntime's name of a provider.
+        options: onnxruntime's ``SessionOptions``.
+        content: The model's bytes where they lie in memory instead; ``path`` is then what messages call it.
+        beside: The files beside it in memory, by name; to be kept as long as the session.
 
     Raises:
         ModelFileError: onnxruntime cannot run this model.
@@ -157,9 +183,15 @@ def create(path: Path, provider: str, options: Any) -> Any:
     """
     providers.load_libraries(provider)
     order = list(dict.fromkeys((provider, providers.CPU)))
+    if beside:
+        sizes = [len(file) for file in beside.values()]
+        options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
+        # Without a copy of its own onnxruntime reads the weights in `beside`, which must live as long as the session.
+        options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+    model = str(path) if content is None else content
     try:
         # Without enable_fallback=0 onnxruntime answers an error of a provider by starting again on the CPU.
-        return providers.onnxruntime().InferenceSession(str(path), options, providers=order, enable_fallback=0)
+        return providers.onnxruntime().InferenceSession(model, options, providers=order, enable_fallback=0)
     except providers.onnxruntime_errors() as error:
         message = providers.clean_message(error)
         if provider != providers.CPU:
@@ -173,7 +205,8 @@ def create(path: Path, provider: str, options: Any) -> Any:
             str(path),
             got=f"a model that onnxruntime refuses: {message}",
             expected="a model that it can run",
-            mend="Export the model again with an opset and operators that this onnxruntime has, or update onnxruntime.",
+            mend="Export the model again with an opset and operators that this onnxruntime has, or update onnxruntime; "
+            "custom operators need custom_ops={library: sha256}.",
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_lathe.benchmarks.report import details, ladder
+from onnx_lathe.benchmarks.report import beyond, details, ladder
 from onnx_lathe.benchmarks.report.document import Document
 from onnx_lathe.benchmarks.report.model import Report, Status
 
@@ -22,6 +22,7 @@ def document(report: Report) -> Document:
         ladder.ladder(report),
         ladder.comparisons(report),
         ladder.accuracy(report),
+        beyond.shipped(report),
         ladder.distillation(report),
         ladder.training(report),
         details.candidates(report),

@@ -40,6 +40,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A piece of text with a weight on -1..1."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture under its caption: a PNG, or marked text."""
+
+    caption: str
+    image: bytes = b""
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures side by side under a title, and a remark on them. Only the page shows them."""
+
+    title: str
+    note: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the report under a title of its own.
 
@@ -51,6 +77,7 @@ class Section:
         notes: What its terms mean, and why a figure is missing, a sentence each.
         code: A command to copy; empty where there is none.
         folded: Whether it is detail that opens on demand.
+        strips: Pictures.
     """
 
     key: str
@@ -60,6 +87,7 @@ class Section:
     notes: tuple[str, ...] = ()
     code: str = ""
     folded: bool = False
+    strips: tuple[Strip, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement
 from onnx_lathe.runtime.errors import InputError
 
@@ -182,6 +183,8 @@ class Report:
         original: The rung that accuracy was judged against.
         metric: The name of the metric; None where accuracy was not judged.
         certificates: How each rung compares with the original on data that nothing was chosen on, by rung.
+        evaluation: What else differs between the original and what ships, on the same data; None where that is
+            not known.
         shapes: The measurements; empty where nothing was measured.
         distillation: What distilling gained; empty where nothing was distilled.
         curves: Of each network that was trained.
@@ -203,6 +206,7 @@ class Report:
     original: str
     metric: str | None = None
     certificates: Mapping[str, Certificate] = field(default_factory=dict[str, Certificate])
+    evaluation: Evaluation | None = None
     shapes: tuple[MeasuredShape, ...] = ()
     distillation: tuple[DistillationScore, ...] = ()
     curves: tuple[Curve, ...] = ()

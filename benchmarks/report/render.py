@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -21,7 +22,7 @@ from rich.text import Text
 from onnx_lathe.benchmarks.report.contents import document
 from onnx_lathe.benchmarks.report.document import Document, Row, Section, Table
 from onnx_lathe.benchmarks.report.model import Report, Status
-from onnx_lathe.benchmarks.report.plots import plots
+from onnx_lathe.benchmarks.report.plots import Plot, plots
 from onnx_lathe.benchmarks.report.text import Cell, clean, escape_markdown
 
 _ANY_WIDTH = 1000
@@ -42,12 +43,17 @@ def render_html(report: Report) -> str:
 
     Its tables are complete without scripts; the plots need them, and carry plotly's along (about 5 MB).
     """
-    drawn = plots(report)
+    return render_page(document(report), plots(report))
+
+
+def render_page(page: Document, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:
+    """Return a document as a page, with the plots of each section by its key."""
+    groups = drawn or {}
     return _page().render(
-        document=document(report),
-        plots=drawn,
-        figures={key: [plot.figure for plot in group] for key, group in drawn.items()},
-        plotly=Markup(_plotly_script()) if any(drawn.values()) else "",
+        document=page,
+        plots=groups,
+        figures={key: [plot.figure for plot in group] for key, group in groups.items()},
+        plotly=Markup(_plotly_script()) if any(groups.values()) else "",
     )
 
 
@@ -76,6 +82,12 @@ def render_terminal(report: Report) -> RenderableType:
     return Group(*parts)
 
 
+def render_section(section: Section) -> RenderableType:
+    """Return a section by itself for a terminal: its tables and notes."""
+    parts: list[RenderableType] = [Padding(_Fitting(table), (1, 0, 0, 0)) for table in section.tables]
+    return Group(*parts, *(Text(clean(note), style="dim") for note in section.notes))
+
+
 @cache
 def _page() -> Any:
     environment = Environment(
@@ -86,7 +98,12 @@ def _page() -> Any:
         lstrip_blocks=True,
         finalize=_finalize,
     )
+    environment.filters["base64"] = _base64
     return environment.get_template("report.html.jinja")
+
+
+def _base64(content: bytes) -> str:
+    return b64encode(content).decode("ascii")
 
 
 def _finalize(value: object) -> object:

@@ -110,6 +110,20 @@ def points(value: float) -> str:
     return f"{_number(100 * value, 2)} points"
 
 
+def change(interval: Interval) -> Cell:
+    """Return a difference of shares on 0..1 in percentage points, such as ``-0.20 points [-0.93, 0.51]``."""
+    return _estimate(interval, 100.0, " points", 2)
+
+
+def plain(interval: Interval) -> Cell:
+    """Return any other estimate, its larger end with three significant digits, such as ``0.034 [0.031, 0.040]``."""
+    largest = max(abs(interval.low), abs(interval.high))
+    if not math.isfinite(largest) or largest == 0.0:
+        return Cell(figure(interval.value))
+    _, exponent = f"{largest:.{_DIGITS - 1}e}".split("e")
+    return _estimate(interval, 1.0, "", max(0, _DIGITS - 1 - int(exponent)))
+
+
 def limit(value: float) -> str:
     """Return a limit that a user set, in percentage points, without digits that were not given."""
     return f"{100 * value:g} point{'' if math.isclose(value, 0.01) else 's'}"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter
 
 from onnx_lathe.converter.cli.shared import (
     Data,
@@ -24,21 +23,23 @@ from onnx_lathe.converter.cli.shared import (
 from onnx_lathe.converter.progress import console, showing
 
 
-def inspect(model: Model, dims: DimsOption = None) -> None:
-    """Show what a model is: inputs, outputs, operators, parameters, MACs, size."""
-    from onnx_lathe.converter.inspect import inspect
+def inspect(
+    model: Model,
+    dims: Annotated[
+        str | None, typer.Option(help="Sizes of symbolic dimensions, such as batch=8,seq=128.", show_default="1 or 16")
+    ] = None,
+    threads: Threads = None,
+    estimate: Annotated[bool, typer.Option(help="Estimate the latency; measures the machine for two seconds.")] = True,
+) -> None:
+    """Show what a model is and needs, and about how long it will take, without running it."""
+    from onnx_lathe.converter.inspect import inspect, lines, table
 
-    facts = inspect(model, dims=parse_dims(dims[0]) if dims else None)
-    console.print(f"{facts.parameters:,} parameters, {facts.file_bytes:,} bytes, opset {facts.opset}", markup=False)
-    macs = "unknown: give --dims for the symbolic dimensions" if facts.macs is None else f"{facts.macs:,}"
-    console.print(f"MACs: {macs}", markup=False)
-    for spec in facts.inputs:
-        console.print(f"  input  {spec.name}: {spec.dtype} {list(spec.shape)}", markup=False)
-    for spec in facts.outputs:
-        console.print(f"  output {spec.name}: {spec.dtype} {list(spec.shape)}", markup=False)
-    for operator, count in sorted(facts.operators.items(), key=lambda item: -item[1]):
-        console.print(f"  {count:5d} {operator}", markup=False)
-    emit("inspect", {"model": str(model), "facts": facts})
+    result = inspect(model, dims=parse_dims(dims) if dims else None, threads=threads, latency=estimate)
+    for line in lines(result):
+        console.print(line, markup=False, soft_wrap=True)
+    if result.estimate:
+        console.print(table(result.estimate))
+    emit("inspect", {"model": str(model), **vars(result)})
 
 
 def run(
@@ -68,6 +69,8 @@ def compare(
     threads: Threads = None,
 ) -> None:
     """Judge B against A on the same samples; exit status 3 where B is not certified within the budget."""
+    from onnx_lathe.benchmarks.report.beyond import beyond
+    from onnx_lathe.benchmarks.report.render import render_section
     from onnx_lathe.converter.compare import compare
 
     result = compare(a, b, data, metric=metric, max_drop=max_drop, provider=provider, threads=threads)
@@ -80,11 +83,68 @@ def compare(
     )
     for name, value in result.sqnr.items():
         console.print(f"{name}: {value:.1f} dB signal to noise", markup=False)
-    emit(
-        "compare",
-        {"certified": certificate.certified, **TypeAdapter(type(result)).dump_python(result, mode="json")},
-    )
+    console.print(render_section(beyond(result.evaluation, "A", "B")))
+    emit("compare", {"certified": certificate.certified, **vars(result)})
     exit_if_missed(None if certificate.certified else "B is not certified within the budget.")
+
+
+def attribute(
+    a: Model,
+    b: Model,
+    data: Data,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="lime, kernel-shap or occlusion; repeatable.", show_default="all three"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="How many samples to explain.")] = 20,
+    evaluations: Annotated[int, typer.Option(min=1, help="Perturbations for each explanation.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes the samples and the perturbations.")] = 0,
+    input_name: Annotated[
+        str | None,
+        typer.Option("--input", help="The input to explain.", show_default="what is no mask, token type or position"),
+    ] = None,
+    target: Annotated[
+        int | None,
+        typer.Option(min=0, help="The component of the output to explain.", show_default="the class that A answers"),
+    ] = None,
+    baseline_token: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stands where a token is taken away.", show_default="the tokenizer's mask, or 0"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json or its folder: to show tokens as text.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page (.html) to write, with all weights.")
+    ] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Explain the answers of A and B, and tell whether they agree beyond the noise of explaining."""
+    from onnx_lathe.benchmarks.report.agreement import agreements
+    from onnx_lathe.benchmarks.report.render import render_section
+    from onnx_lathe.converter.attribute import METHODS, attribute
+
+    with showing() as progress:
+        result = attribute(
+            a,
+            b,
+            data,
+            methods=tuple(dict.fromkeys(method or METHODS)),
+            samples=samples,
+            evaluations=evaluations,
+            seed=seed,
+            input_name=input_name,
+            target=target,
+            baseline_token=baseline_token,
+            tokenizer=tokenizer,
+            output=output,
+            provider=provider,
+            threads=threads,
+            progress=progress,
+        )
+    console.print(render_section(agreements(result.methods, len(result.indices), evaluations)))
+    emit("attribute", {"page": output, **vars(result)})
 
 
 def bench(
@@ -116,3 +176,14 @@ def bench(
         "bench",
         {"shapes": [{"dims": shape, "measurement": measurement} for shape, measurement in measurements]},
     )
+
+
+def doctor() -> None:
+    """Look at the machine, the packages, onnxruntime with its providers, CUDA and torch; exit status 1 where broken."""
+    from onnx_lathe.converter.doctor import doctor, table
+
+    diagnosis = doctor()
+    console.print(table(diagnosis))
+    emit("doctor", {"usable": diagnosis.usable, **vars(diagnosis)})
+    if not diagnosis.usable:
+        raise typer.Exit(1)

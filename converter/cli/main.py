@@ -7,20 +7,28 @@ status: 0 done; 1 failed; 2 bad usage or input; 3 done, but a limit that the use
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import typer
 from typer.exceptions import TyperException
 
-from onnx_lathe.converter.cli import judging, models, recipes
+from onnx_lathe.converter import launch
+from onnx_lathe.converter.cli import judging, models, recipes, shipping
 from onnx_lathe.converter.cli.shared import emit
 from onnx_lathe.converter.progress import console
 from onnx_lathe.runtime.errors import InputError, LatheError
 
 INTERRUPTED = 130
 
+
+def _check_launch(context: typer.Context) -> None:
+    launch.check_verb(context.invoked_subcommand or "")
+
+
 app = typer.Typer(
     help="From a trained network to the fastest ONNX model that keeps its accuracy on this machine.",
+    callback=_check_launch,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,13 +36,21 @@ app = typer.Typer(
 for verb in (
     *(recipes.convert, recipes.train, recipes.distill, recipes.export),
     *(models.compile_, models.apply, models.passes),
-    *(judging.inspect, judging.run, judging.compare, judging.bench),
+    *(judging.inspect, judging.run, judging.compare, judging.attribute, judging.bench, judging.doctor),
+    *(shipping.serve, shipping.deploy),
+    *(shipping.sign, shipping.verify, shipping.encrypt, shipping.decrypt),
 ):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 
 
 def main() -> None:
-    """Run the command; errors become one line on stderr and an exit status, never a traceback."""
+    """Run the command; errors become one line on stderr and an exit status, never a traceback.
+
+    Of several processes that torchrun started only the leading one speaks.
+    """
+    if not launch.leads():
+        console.quiet = True
+        warnings.simplefilter("ignore")
     try:
         status: Any = app(standalone_mode=False)
     except LatheError as error:
@@ -50,6 +66,9 @@ def main() -> None:
 
 
 def _fail(kind: str, message: str, status: int) -> int:
+    if not launch.leads() and status != INTERRUPTED:
+        launch.give_way()
+        console.quiet, message = False, f"process {launch.rank()}: {message}"
     console.print("[bold red]error:[/bold red] ", end="")
     console.print(message, markup=False, highlight=False, soft_wrap=True)
     emit("error", {"error": kind, "message": message, "exit_status": status})

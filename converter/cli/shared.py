@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
+from onnx_lathe.converter import launch
 from onnx_lathe.converter.progress import console
 from onnx_lathe.runtime.errors import InputError
 
@@ -40,10 +41,11 @@ DEFAULT_RECIPE = Path("recipes/digits.toml")
 
 
 def emit(verb: str, value: dict[str, Any]) -> None:
-    """Print the one JSON object that ends stdout, under the schema of ``verb``."""
+    """Print the one JSON object that ends stdout, under the schema of ``verb``, from the leading process alone."""
     content = {"schema": f"onnx-lathe/{verb}/1", **value}
     content = TypeAdapter(dict[str, Any]).dump_python(content, mode="json", fallback=str)
-    print(json.dumps(content))  # noqa: T201
+    if launch.leads():
+        print(json.dumps(content))  # noqa: T201
 
 
 def show_report(report: Any) -> None:

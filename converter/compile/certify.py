@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onnx_lathe.benchmarks.accuracy import default_metric, judge, predict
+from onnx_lathe.benchmarks.evaluation import Evaluation, evaluate
 from onnx_lathe.benchmarks.result import Certificate
 from onnx_lathe.runtime.samples import Array, Samples
 from onnx_lathe.runtime.session import Session
@@ -51,3 +52,7 @@ class Judge:
     def certificate(self, outputs: Mapping[str, Array]) -> Certificate:
         """Compare a candidate's ``outputs`` with the original's, sample by sample."""
         return judge(self.metric, self.original_outputs, outputs, self.samples, self._max_drop)
+
+    def evaluation(self, outputs: Mapping[str, Array]) -> Evaluation:
+        """Tell what else differs between a candidate's ``outputs`` and the original's."""
+        return evaluate(self.original_outputs, outputs, self.samples)

@@ -63,6 +63,7 @@ def explain(task: Task, found: Found, story: Story) -> Report:
         original=task.original_name,
         metric=found.metric,
         certificates={name: found.certificates[name] for name in names if name in found.certificates},
+        evaluation=found.evaluation if found.winner else None,
         shapes=tuple(
             _shape(task, found, dims, measurement)
             for dims, measurement in zip(task.dims, found.measurements, strict=True)

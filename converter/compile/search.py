@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.measure import FINAL, SCREEN, Effort, measure
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
 from onnx_lathe.benchmarks.subject import Subject
@@ -39,12 +40,12 @@ def search(task: Task, progress: Progress) -> Found:
     tried = _screen(task, tried, progress)
     leader = max((item for item in tried if item.refusal is None), key=_gain, default=None)
     measurements = _measure_final(task, leader, progress)
-    certificates = _certify(task, leader, progress)
+    certificates, evaluation = _certify(task, leader, progress)
     refusal = _final_refusal(task, leader, measurements, certificates)
     tried = [_conclude(item, leader, refusal) for item in tried]
     winner = next((item for item in tried if item.refusal is None), None)
     reason = _praise(task, winner, measurements, certificates) if winner else (refusal or "No candidate was left.")
-    return Found(winner, leader, reason, tried, metric, certificates, measurements)
+    return Found(winner, leader, reason, tried, metric, certificates, measurements, evaluation)
 
 
 def model_digest(model: Path) -> str:
@@ -184,20 +185,24 @@ def _subject(task: Task, rung: Rung, feeds: Path) -> Subject:
     return plain_subject(rung.name, rung.model, feeds, task.provider, task.threads)
 
 
-def _certify(task: Task, leader: Tried | None, progress: Progress) -> dict[str, Certificate]:
-    """Judge the leader, the original and the rungs on the certify part."""
+def _certify(task: Task, leader: Tried | None, progress: Progress) -> tuple[dict[str, Certificate], Evaluation | None]:
+    """Judge the leader, the original and the rungs on the certify part; the leader beyond the metric too."""
     if task.parts is None:
-        return {}
+        return {}, None
     judge = Judge(task.original, task.parts.certify, task.metric, task.max_drop, task.provider, task.threads)
     models = {task.original_name: task.original}
     models |= {rung.name: rung.model for rung in task.rungs if rung.model is not None}
     if leader is not None and leader.model is not None:
         models[leader.candidate.name] = leader.model
     certificates: dict[str, Certificate] = {}
+    evaluation = None
     for number, (name, model) in enumerate(models.items()):
         progress(number, len(models), f"judge {name} on the certify part")
-        certificates[name] = judge.certificate(judge.outputs(model))
-    return certificates
+        outputs = judge.outputs(model)
+        certificates[name] = judge.certificate(outputs)
+        if leader is not None and name == leader.candidate.name:
+            evaluation = judge.evaluation(outputs)
+    return certificates, evaluation
 
 
 def _final_refusal(

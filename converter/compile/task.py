@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.result import Certificate, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.space import Candidate
@@ -113,6 +114,8 @@ class Found:
         metric: The name of the metric; None where there was no data.
         certificates: Original, rungs and leader on the certify part, by name; empty where there was no data.
         measurements: The final measurement at each shape: original, rungs and leader.
+        evaluation: What else differs between original and leader on the certify part; None where there was no data or
+            no leader.
     """
 
     winner: Tried | None
@@ -122,3 +125,4 @@ class Found:
     metric: str | None
     certificates: Mapping[str, Certificate]
     measurements: Sequence[Measurement]
+    evaluation: Evaluation | None = None

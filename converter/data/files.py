@@ -13,15 +13,15 @@ from onnx_lathe.runtime.errors import SamplesError
 from onnx_lathe.runtime.samples import Array, Samples
 
 LABEL = "label"
-"""The array of an ``.npz`` that is no input: a class (integer) or a score (float) for each sample."""
+"""The array of an ``.npz`` that is no input: a class (integer) or numbers (float) for each sample."""
 
 
 def load_samples(path: Path) -> Samples:
     """Read samples from an ``.npz``, or from a folder of ``.npz`` in order of their names.
 
-    Each file holds arrays by input name, samples along the first axis, and may hold ``label``, ``[samples]``:
-    integers or booleans (returned as int64) or floats (returned as they are). A file of a folder is a batch;
-    shapes may differ from batch to batch, names may not.
+    Each file holds arrays by input name, samples along the first axis, and may hold ``label``: integers or booleans
+    ``[samples]`` (returned as int64), or floats ``[samples]`` or ``[samples, outputs]`` (as they are). A file of a
+    folder is a batch; shapes may differ from batch to batch, names may not.
 
     Raises:
         SamplesError: The path or a file of it is missing, not an ``.npz``, damaged or empty, an array holds
@@ -45,6 +45,13 @@ def load_samples(path: Path) -> Samples:
                 got=f"{'no labels' if part.labels is None else 'labels'}, unlike {files[0].name}",
                 expected=f"{LABEL!r} in every file or in none",
                 mend=f"Add {LABEL!r} to every file, or remove it from all.",
+            )
+        if part.labels is not None and part.labels.shape[1:] != cast(Array, parts[0].labels).shape[1:]:
+            raise SamplesError(
+                f"{file}: {LABEL}",
+                got=f"{list(part.labels.shape)}, unlike {files[0].name}",
+                expected="the same number of outputs in every file",
+                mend="Give every sample the same numbers.",
             )
     batches = tuple(part.batches[0] for part in parts)
     labels = [part.labels for part in parts if part.labels is not None]
@@ -92,12 +99,12 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _checked_labels(path: Path, labels: Array) -> Array:
-    if labels.ndim != 1 or labels.dtype.kind not in "iubf":
+    if labels.dtype.kind not in "iubf" or labels.ndim not in ((1, 2) if labels.dtype.kind == "f" else (1,)):
         raise SamplesError(
             f"{path}: {LABEL}",
             got=f"{labels.dtype} {list(labels.shape)}",
-            expected="integers or floats of shape [samples]",
-            mend="Give one class or score for each sample.",
+            expected="integers of shape [samples], or floats of shape [samples] or [samples, outputs]",
+            mend="Give one class for each sample, or its numbers.",
         )
     if labels.dtype.kind != "f":
         return labels.astype(np.int64)

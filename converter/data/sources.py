@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from onnx_lathe.converter.data import synthetic
 from onnx_lathe.converter.data.files import load_samples
 from onnx_lathe.converter.named import load_callable
 from onnx_lathe.runtime.errors import RecipeError, SamplesError
@@ -23,15 +24,21 @@ def load_source(source: str, recipe_folder: Path) -> Samples:
 
     Args:
         source: ``digits``: scikit-learn's digits, input ``image`` float32 ``[1797, 1, 8, 8]``, standardized
-            by `DIGITS_MEAN` and `DIGITS_STD`; or an ``.npz``; or ``module:callable`` returning `Samples`.
+            by `DIGITS_MEAN` and `DIGITS_STD`; or ``regression{samples=2000,...}``, made by
+            `onnx_lathe.converter.data.synthetic.Regression`; or an ``.npz``; or ``module:callable`` returning
+            `Samples`.
         recipe_folder: The folder that the path of an ``.npz`` is relative to, and where a module may lie.
 
     Raises:
         RecipeError: There is no such source.
-        SamplesError: What it gives is not a sample set, or has no class labels (integers from 0).
+        SamplesError: What it gives is not a sample set, or has no labels: classes (integers from 0), or finite
+            numbers ``float [samples]`` or ``[samples, outputs]``.
     """
     if source == "digits":
         return _digits()
+    made = synthetic.parse(source, _KEY)
+    if made is not None:
+        return made.make()
     if source.endswith(".npz"):
         samples = load_samples(recipe_folder / source)
     elif ":" in source:
@@ -47,10 +54,10 @@ def load_source(source: str, recipe_folder: Path) -> Samples:
         raise RecipeError(
             _KEY,
             got=repr(source),
-            expected="'digits', the path of an .npz, or module:callable",
+            expected="'digits', 'regression{...}', the path of an .npz, or module:callable",
             mend="Change the value.",
         )
-    _check_classes(samples)
+    _check_labels(samples)
     return samples
 
 
@@ -63,12 +70,21 @@ def _digits() -> Samples:
     return Samples(({"image": images.astype(np.float32)},), digits.target.astype(np.int64), "digits")
 
 
-def _check_classes(samples: Samples) -> None:
+def _check_labels(samples: Samples) -> None:
     labels = samples.labels
-    if labels is None or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise SamplesError(
-            f"{samples.source}: label",
-            got="no labels" if labels is None else f"{labels.dtype} labels from {labels.min()} to {labels.max()}",
-            expected="a class for each sample, as integers from 0",
-            mend="Add the classes as the array 'label'.",
-        )
+    if labels is None:
+        got = "no labels"
+    elif labels.dtype.kind in "iu" and labels.ndim == 1 and labels.min() >= 0:
+        return
+    elif labels.dtype.kind == "f" and labels.ndim in (1, 2):
+        if np.isfinite(labels).all():
+            return
+        got = "NaN or infinity"
+    else:
+        got = f"{labels.dtype} labels {list(labels.shape)} from {labels.min()} to {labels.max()}"
+    raise SamplesError(
+        f"{samples.source}: label",
+        got=got,
+        expected="a class for each sample, as integers from 0, or finite floats [samples] or [samples, outputs]",
+        mend="Add the labels as the array 'label'.",
+    )

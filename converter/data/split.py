@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from onnx_lathe.converter.recipe import DataOptions
 from onnx_lathe.runtime.errors import SamplesError
-from onnx_lathe.runtime.samples import Samples
+from onnx_lathe.runtime.samples import Array, Samples
 
 
 def stratified(samples: Samples, options: DataOptions, seed: int) -> dict[str, Samples]:
-    """Cut labelled samples into parts that hold the classes in equal proportions.
+    """Cut labelled samples at random into parts that hold the classes, where there are some, in equal proportions.
 
     Args:
-        samples: With a class for each sample.
+        samples: With a class for each sample (integers) or numbers (floats).
         options: The shares of select and test; the rest is train.
         seed: Another seed gives another cut.
 
@@ -32,8 +32,8 @@ def stratified(samples: Samples, options: DataOptions, seed: int) -> dict[str, S
         raise SamplesError(
             samples.source,
             got="no labels",
-            expected="a class for each sample",
-            mend="Add the classes as the array 'label'.",
+            expected="a class, or numbers, for each sample",
+            mend="Add them as the array 'label'.",
         )
     held_out = options.select + options.test
     train, held = _cut(samples, np.arange(len(samples)), held_out, seed)
@@ -49,12 +49,20 @@ def _cut(
     """Cut ``indices`` in two, ``share`` of them on the second side."""
     from sklearn import model_selection
 
-    labels = cast(NDArray[np.int64], samples.labels)[indices]
+    labels = cast(Array, samples.labels)[indices]
+    has_classes = labels.dtype.kind != "f"
     try:
         first, second = cast(Any, model_selection).train_test_split(
-            indices, test_size=share, random_state=seed, stratify=labels
+            indices, test_size=share, random_state=seed, stratify=labels if has_classes else None
         )
     except ValueError as error:
+        if not has_classes:
+            raise SamplesError(
+                samples.source,
+                got=f"{len(samples)} samples for train, select and test ({error})",
+                expected="enough for every part",
+                mend="Give more samples, or change data.select and data.test.",
+            ) from error
         classes, counts = np.unique(labels, return_counts=True)
         rarest = int(counts.argmin())
         raise SamplesError(

@@ -13,14 +13,19 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from onnx_lathe.converter.batches import to_tensors
+from onnx_lathe.converter.models.perceptron import Perceptron
 from onnx_lathe.converter.models.residual import ResidualNetwork
 from onnx_lathe.converter.named import load_callable
 from onnx_lathe.converter.recipe import NetworkOptions
-from onnx_lathe.converter.train import load_weights, to_tensors
+from onnx_lathe.converter.weights import load_weights
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import RecipeError
 
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = {"residual": ResidualNetwork}
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    "residual": ResidualNetwork,
+    "perceptron": Perceptron,
+}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -88,7 +93,7 @@ def start(
 
     Args:
         options: The fields of `NetworkOptions`.
-        weights: The file of `onnx_lathe.converter.train.save_weights`.
+        weights: The file of `onnx_lathe.converter.weights.save_weights`.
         feeds: An ``.npz`` whose arrays are the inputs of one call.
         threads: For operators; None for torch's default.
         folder: See `build`.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_lathe.passes.files import BLOCK, blocks
 from onnx_lathe.runtime.samples import Array
 
-BLOCK = 2**20
-"""Elements squared at a time: a weight that is mapped from its file is never in memory whole."""
 Scores = NDArray[np.float64]
 """One number a channel, the larger the more it matters."""
 
@@ -24,6 +24,16 @@ def squared_norms(weight: Array, axis: int) -> Scores:
         for start in range(0, len(weight), rows)
     ]
     return np.concatenate(blocks) if axis == 0 else np.sum(blocks, axis=0)
+
+
+def deviation(weight: Array) -> float:
+    """Return the standard deviation of all entries of ``weight``."""
+    total = square = 0.0
+    for block in blocks(weight):
+        wide = block.astype(np.float64)
+        total += float(wide.sum())
+        square += float(wide @ wide)
+    return math.sqrt(max(square / weight.size - (total / weight.size) ** 2, 0.0))
 
 
 def by_channel(entries: Scores, channel: NDArray[np.int64], channels: NDArray[np.int64]) -> Scores:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnx_lathe.passes import files
 from onnx_lathe.passes.edit import Refusal
 from onnx_lathe.passes.prune.apply import Kept, PrunedGroup, PruneEdit
-from onnx_lathe.passes.prune.groups import Consumer, Coupling, Group, Member, Role, tensor_of
-from onnx_lathe.passes.prune.importance import Scores, by_channel, mean_of, squared_norms
+from onnx_lathe.passes.prune.groups import Consumer, Coupling, Group, Role, tensor_of
 from onnx_lathe.passes.prune.literals import Place
-from onnx_lathe.passes.prune.refit import Refitted, energies, refit
+from onnx_lathe.passes.prune.refit import Refitted, refit
 from onnx_lathe.passes.prune.rules import couple
-from onnx_lathe.runtime.errors import SamplesError, UnsupportedModelError
+from onnx_lathe.passes.prune.score import Importance, check_samples, losses, scores, strengths
+from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.samples import Samples
 
-Importance = Literal["auto", "magnitude", "fluctuation"]
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
 """Operators that only quantized graphs have, beside those called QLinear... and ...Integer."""
 
@@ -34,6 +30,7 @@ def plan(
     ratio: float,
     multiple: int,
     importance: Importance,
+    threshold: float,
     reconstruct: bool,
 ) -> PruneEdit:
     """Decide what to cut; see `onnx_lathe.passes.prune.request.Prune` for the options.
@@ -43,28 +40,29 @@ def plan(
         SamplesError: ``samples`` do not fit the model.
     """
     _refuse_quantized(model)
-    if importance == "fluctuation" and samples is None:
-        raise SamplesError(
-            "prune{importance=fluctuation}",
-            got="no samples",
-            expected="samples to see how channels vary",
-            mend="Give calibration data, or leave importance=auto.",
-        )
+    check_samples(importance, samples)
     shaped = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
     coupling = couple(shaped)
-    counts = [_count(group, coupling, ratio, multiple) for group in coupling.groups]
+    if importance == "std":
+        wanted = [int((strengths(group, coupling, shaped.graph) >= threshold).sum()) for group in coupling.groups]
+    else:
+        # The epsilon keeps (1 - 0.3) * 10 at 7.
+        wanted = [math.ceil((1.0 - ratio) * _size(group) - 1e-9) for group in coupling.groups]
+    counts = [_round_up(count, group, coupling, multiple) for group, count in zip(coupling.groups, wanted, strict=True)]
     cut = [(group, count) for group, count in zip(coupling.groups, counts, strict=True) if count < _size(group)]
-    refused = [*coupling.refused, *_too_small(coupling.groups, counts, ratio, multiple)]
+    refused = [*coupling.refused, *_too_small(coupling.groups, wanted, counts, multiple)]
     if not cut:
         raise _nothing_to_cut(refused)
 
     axes = {(member.initializer, member.axis) for group, _ in cut for member in group.members}
     consumers = [item for item in coupling.consumers if (item.weight.name, item.axis) in axes]
-    energy = {} if samples is None or importance == "magnitude" else energies(shaped, consumers, samples)
+    lost, unread = losses(shaped, consumers, samples, importance)
     removed: set[int] = set()
     for group, count in cut:
-        lowest = np.argsort(_scores(group, coupling, shaped.graph, energy), kind="stable")
+        by_weights = importance == "std"
+        found = strengths(group, coupling, shaped.graph) if by_weights else scores(group, coupling, shaped.graph, lost)
+        lowest = np.argsort(found, kind="stable")
         removed |= set(group.channels[lowest[: _size(group) - count]].tolist())
     kept = _kept(coupling, removed)
     weights = {name: stay for name, stay in kept.items() if name in shaped.graph.initializers}
@@ -86,7 +84,7 @@ def plan(
         attributes={output: len(kept[data][1]) for output, data in coupling.attributes if 1 in kept.get(data, {})},
         new_values=refitted.values,
         refits=tuple(refitted.refits),
-        refusals=(*refused, *refitted.refused),
+        refusals=(*refused, *unread, *refitted.refused),
     )
 
 
@@ -105,11 +103,11 @@ def _size(group: Group) -> int:
     return len(group.channels)
 
 
-def _count(group: Group, coupling: Coupling, ratio: float, multiple: int) -> int:
-    """Return how many channels of a group stay.
+def _round_up(wanted: int, group: Group, coupling: Coupling, multiple: int) -> int:
+    """Return how many channels of a group stay where ``wanted`` shall: at least one.
 
-    At least ``1 - ratio`` of them, rounded up so that what makes them has a multiple of ``multiple`` entries: widths
-    that are no multiples of what the kernels take lose more than they save.
+    Rounded up so that what makes them has a multiple of ``multiple`` entries: widths that are no multiples of what the
+    kernels take lose more than they save.
     """
     made = [member for member in group.members if member.role is Role.PRODUCES]
     widths = [
@@ -117,19 +115,17 @@ def _count(group: Group, coupling: Coupling, ratio: float, multiple: int) -> int
         for member in made
     ]
     step = math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
-    # The epsilon keeps (1 - 0.3) * 10 at 7.
-    wanted = math.ceil((1.0 - ratio) * _size(group) - 1e-9)
-    return min(math.ceil(wanted / step) * step, _size(group))
+    return min(math.ceil(max(wanted, 1) / step) * step, _size(group))
 
 
-def _too_small(groups: Sequence[Group], counts: Sequence[int], ratio: float, multiple: int) -> list[Refusal]:
+def _too_small(groups: Sequence[Group], wanted: Sequence[int], counts: Sequence[int], multiple: int) -> list[Refusal]:
     return [
         Refusal(
             group.name,
             "group",
-            f"{1 - ratio:.0%} of its {count} channels, rounded up to a multiple of {multiple} entries, are all of them",
+            f"{stay} of its {count} channels shall stay, rounded up to a multiple of {multiple} entries all of them",
         )
-        for group, count in zip(groups, counts, strict=True)
+        for group, stay, count in zip(groups, wanted, counts, strict=True)
         if count == _size(group)
     ]
 
@@ -141,28 +137,8 @@ def _nothing_to_cut(refused: Sequence[Refusal]) -> UnsupportedModelError:
         "prune",
         got=f"a model with nothing to cut: {shown or 'no weights that make channels for others'}{more}",
         expected="channels that a weight makes and another sums over, away from the model's inputs and outputs",
-        mend="Raise the ratio or lower the multiple where that is the reason; else leave pruning out for this model.",
+        mend="Raise the ratio (or threshold) or lower the multiple where that is the reason; else leave pruning out.",
     )
-
-
-def _scores(
-    group: Group, coupling: Coupling, graph: ir.Graph, energy: Mapping[Consumer, Scores]
-) -> NDArray[np.float64]:
-    """Return how much each channel of a group matters."""
-    parts: list[Scores] = []
-    for consumer, entries in energy.items():
-        name = consumer.weight.name or ""
-        if Member(name, consumer.axis, Role.CONSUMES) in group.members:
-            lost = entries * squared_norms(files.view(tensor_of(consumer.weight)).numpy(), consumer.axis)
-            parts.append(by_channel(lost, coupling.axes[name, consumer.axis], group.channels))
-    if not parts:
-        for member in group.members:
-            if member.role is not Role.CARRIES:
-                weight = files.view(tensor_of(graph.initializers[member.initializer])).numpy()
-                entries = squared_norms(weight, member.axis)
-                channel = coupling.axes[member.initializer, member.axis]
-                parts.append(np.sqrt(by_channel(entries, channel, group.channels)))
-    return mean_of(parts)
 
 
 def _kept(coupling: Coupling, removed: set[int]) -> dict[str, dict[int, tuple[int, ...]]]:

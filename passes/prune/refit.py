@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +23,8 @@ ROWS = 16_384
 """Rows of ``X`` for each consumer, drawn evenly from all batches."""
 MAX_COLUMNS = 8_192
 """Wider consumers are left as the cut made them: their Gram matrix alone would take more than half a gigabyte."""
-GRAM_BYTES = 2**30
-"""Gram matrices in memory at once; consumers beyond that wait for another run over the samples."""
+PORTION_BYTES = 2**30
+"""Statistics of consumers in memory at once; consumers beyond that wait for another run over the samples."""
 
 
 @dataclass
@@ -80,18 +80,61 @@ def refit(model: ir.Model, consumers: Sequence[Consumer], kept: Kept, samples: S
     done = Refitted()
     able: list[Consumer] = []
     for consumer in consumers:
-        reason = _obstacle(consumer)
+        reason = form_obstacle(consumer) or _obstacle(consumer)
         if reason is None:
             able.append(consumer)
         else:
-            name = consumer.node.name or consumer.node.outputs[0].name or ""
-            done.refused.append(
-                Refusal(name, consumer.node.op_type, f"{consumer.weight.name}: no least squares {reason}")
-            )
-    for part in _portions(able):
-        for consumer, moments in _moments(model, part, samples).items():
-            _solve(consumer, moments, kept, done)
+            done.refused.append(refused(consumer, f"no least squares {reason}"))
+    for part in portions(able, lambda consumer: 8 * _columns(consumer) ** 2):
+        moments = {consumer: Moments.zeros(_columns(consumer)) for consumer in part}
+        for consumer, rows in stream(model, part, samples):
+            moments[consumer].add(rows)
+        for consumer in part:
+            _solve(consumer, moments[consumer], kept, done)
     return done
+
+
+def stream(model: ir.Model, consumers: Sequence[Consumer], samples: Samples) -> Iterator[tuple[Consumer, Array]]:
+    """Yield what consumers multiply with their weights, ``[rows, columns]``, batch by batch: about `ROWS` for each.
+
+    Raises:
+        SamplesError: ``samples`` do not fit the model.
+    """
+    limit = math.ceil(ROWS / sum(1 for _ in samples.iter_batches(BATCH)))
+    generator = np.random.default_rng(0)
+    for values in tap(model, _names(consumers), samples, BATCH):
+        for consumer in consumers:
+            yield consumer, _rows(consumer, values[consumer.data.name or ""], limit, generator)
+
+
+def portions(consumers: Sequence[Consumer], needed: Callable[[Consumer], int]) -> Iterator[list[Consumer]]:
+    """Yield the consumers in order, as many at a time as `PORTION_BYTES` holds, at least one.
+
+    Args:
+        consumers: In order.
+        needed: The bytes that one needs.
+    """
+    portion: list[Consumer] = []
+    held = 0
+    for consumer in consumers:
+        if portion and held + needed(consumer) > PORTION_BYTES:
+            yield portion
+            portion, held = [], 0
+        portion.append(consumer)
+        held += needed(consumer)
+    if portion:
+        yield portion
+
+
+def refused(consumer: Consumer, reason: str) -> Refusal:
+    """Return the statement that something is not done for ``consumer``."""
+    name = consumer.node.name or consumer.node.outputs[0].name or ""
+    return Refusal(name, consumer.node.op_type, f"{consumer.weight.name}: {reason}")
+
+
+def matrix_of(weight: Array, axis: int) -> Array:
+    """Return a consumer's weight, which sums over ``axis``, as ``[columns, outputs]``."""
+    return weight.reshape(len(weight), -1).T if axis == 1 else weight
 
 
 def bias_of(consumer: Consumer) -> ir.Value | None:
@@ -111,47 +154,24 @@ def bias_of(consumer: Consumer) -> ir.Value | None:
     return None
 
 
-def _obstacle(consumer: Consumer) -> str | None:
-    """Return why least squares cannot be done for a consumer, if that is so."""
+def form_obstacle(consumer: Consumer) -> str | None:
+    """Return why a consumer's inputs cannot be read as rows, if that is so."""
     node, weight = consumer.node, consumer.weight
-    if len(weight.uses()) > 1:
-        return "for a weight that is used more than once"
     stacked = node.op_type != "Conv" and len(_shape(consumer)) != 2
     if node.inputs[1] is not weight or consumer.data_axis == 0 or stacked:
         return "for this form of the operator"
     if node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "with automatic padding"
-    if weight.dtype != ir.DataType.FLOAT:
-        return f"for weights of type {weight.dtype}"
+    return f"for weights of type {weight.dtype}" if weight.dtype != ir.DataType.FLOAT else None
+
+
+def _obstacle(consumer: Consumer) -> str | None:
+    """Return why least squares cannot be done for a consumer whose inputs can be read, if that is so."""
+    if len(consumer.weight.uses()) > 1:
+        return "for a weight that is used more than once"
     if _columns(consumer) > MAX_COLUMNS:
         return f"over {_columns(consumer)} columns, more than {MAX_COLUMNS}"
     return None
-
-
-def _portions(consumers: Sequence[Consumer]) -> Iterator[list[Consumer]]:
-    """Yield the consumers in order, as many at a time as `GRAM_BYTES` holds, at least one."""
-    portion: list[Consumer] = []
-    held = 0
-    for consumer in consumers:
-        needed = 8 * _columns(consumer) ** 2
-        if portion and held + needed > GRAM_BYTES:
-            yield portion
-            portion, held = [], 0
-        portion.append(consumer)
-        held += needed
-    if portion:
-        yield portion
-
-
-def _moments(model: ir.Model, consumers: Sequence[Consumer], samples: Samples) -> dict[Consumer, Moments]:
-    """Return the moments of what each consumer reads."""
-    moments = {consumer: Moments.zeros(_columns(consumer)) for consumer in consumers}
-    limit = math.ceil(ROWS / sum(1 for _ in samples.iter_batches(BATCH)))
-    generator = np.random.default_rng(0)
-    for values in tap(model, _names(consumers), samples, BATCH):
-        for consumer in consumers:
-            moments[consumer].add(_rows(consumer, values[consumer.data.name or ""], limit, generator))
-    return moments
 
 
 def _rows(consumer: Consumer, data: Array, limit: int, generator: np.random.Generator) -> Array:
@@ -179,7 +199,7 @@ def _solve(consumer: Consumer, moments: Moments, kept: Kept, done: Refitted) -> 
     weight = files.view(tensor_of(consumer.weight)).numpy()
     outputs = kept[name].get(1 - consumer.axis, range(weight.shape[1 - consumer.axis]))
     weight = weight.take(outputs, axis=1 - consumer.axis)
-    matrix = weight.reshape(len(weight), -1).T if consumer.axis == 1 else weight
+    matrix = matrix_of(weight, consumer.axis)
     taps = len(matrix) // weight.shape[consumer.axis]
     stay = np.asarray(kept[name][consumer.axis], dtype=np.int64)
     columns = (stay.reshape(-1, 1) * taps + np.arange(taps, dtype=np.int64)).ravel()

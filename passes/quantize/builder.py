@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnx_lathe.passes import files
 from onnx_lathe.passes.quantize import params
-from onnx_lathe.passes.quantize.layers import Layer
+from onnx_lathe.passes.quantize.layers import Layer, not_finite
 from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.samples import Array
@@ -60,9 +60,16 @@ class Builder:
             floor: The least scale, for each channel.
 
         Raises:
-            UnsupportedModelError: The weight is not finite.
+            UnsupportedModelError: The weight is not finite, or its scale is given and under the floor.
         """
         arrange, axis = _arranger(layer), layer.axis
+        if self._scheme.exponent is not None and np.max(floor) > 2.0**self._scheme.exponent:
+            raise UnsupportedModelError(
+                f"weight {layer.weight.tensor.name!r}",
+                got=f"a bias that needs a scale of {np.max(floor):.3g} to fit in 32 bits",
+                expected=f"at most 2^{self._scheme.exponent}, which weight_exponent gives",
+                mend="Raise weight_exponent, or leave the layer out by the option exclude.",
+            )
 
         def compute(stored: Array) -> Array:
             return params.weight_scales(arrange(stored), axis, self._scheme, floor)
@@ -70,12 +77,7 @@ class Builder:
         source, shape = layer.weight.tensor, (layer.channels,) if self._scheme.per_channel else ()
         scales = files.lazy(f"{source.name}_scale", source, compute, ir.DataType.FLOAT, shape).numpy()
         if not np.isfinite(scales).all():
-            raise UnsupportedModelError(
-                f"weight {layer.weight.tensor.name!r}",
-                got="NaN or infinity in it",
-                expected="finite values",
-                mend="Check the training that made it.",
-            )
+            raise not_finite(layer)
         return scales
 
     def weight(

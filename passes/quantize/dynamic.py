@@ -23,6 +23,7 @@ from onnx_lathe.passes.oracle import Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.check import check_operators
+from onnx_lathe.passes.quantize.grid import GridFit, fit_to_grid
 from onnx_lathe.passes.quantize.layers import (
     Layer,
     check_quantizable,
@@ -33,7 +34,7 @@ from onnx_lathe.passes.quantize.layers import (
     refusal,
     result_name,
 )
-from onnx_lathe.passes.quantize.scheme import WeightScheme, exact_weight_bits
+from onnx_lathe.passes.quantize.scheme import WeightExponent, WeightScheme, exact_weight_bits
 from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.samples import Feeds, Samples
@@ -50,6 +51,8 @@ class QuantizeDynamic(Request):
 
     Attributes:
         per_channel: Whether each output channel of a weight has its own scale.
+        weight_exponent: The step of every weight is 2 to this power instead of one that is read from the weights, which
+            are rounded by ``round(w / 2^k) 2^k``; entries beyond the 8 bits are clamped.
         weight_bits: 8, or 7 for CPUs whose 8-bit products saturate; None decides by the CPU at hand.
         operators: The types of layers to quantize.
         exclude: Names of nodes to leave in float.
@@ -58,6 +61,7 @@ class QuantizeDynamic(Request):
     name: ClassVar[str] = "quantize-dynamic"
 
     per_channel: bool = True
+    weight_exponent: WeightExponent | None = None
     weight_bits: Literal[7, 8] | None = None
     operators: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
     exclude: tuple[str, ...] = ()
@@ -73,11 +77,15 @@ class QuantizeDynamic(Request):
         check_quantizable(model, self.name, LEAST_OPSET)
         layers, refused = find_layers(model, self.operators, self.exclude)
         refused += [refusal(layer.node, layer.lone_reason) for layer in layers if layer.lone_reason is not None]
-        chosen = tuple(result_name(layer.node) for layer in layers if layer.lone_reason is None)
+        bits = self.weight_bits or exact_weight_bits(providers.cpu_class())
+        per_channel = self.per_channel and self.weight_exponent is None
+        weights = WeightScheme(bits, per_channel, exponent=self.weight_exponent)
+        layers, fits, empty = fit_to_grid([layer for layer in layers if layer.lone_reason is None], weights)
+        refused += empty
+        chosen = tuple(result_name(layer.node) for layer in layers)
         if not chosen:
             raise nothing_to_quantize(self.name, refused)
-        bits = self.weight_bits or exact_weight_bits(providers.cpu_class())
-        return IntegerProducts(WeightScheme(bits, self.per_channel), chosen, tuple(refused))
+        return IntegerProducts(weights, chosen, tuple(refused), fits)
 
 
 @plain_dataclass(frozen=True)
@@ -88,6 +96,7 @@ class IntegerProducts(Edit):
         weights: How weights are rounded.
         layers: The results of the operators that become integer products.
         refusals: What stays float, and why.
+        fits: How the weights lie on a grid that was given; empty where it is fitted to them.
     """
 
     tolerance: ClassVar[Tolerance] = Tolerance(
@@ -98,6 +107,7 @@ class IntegerProducts(Edit):
     weights: WeightScheme
     layers: tuple[str, ...]
     refusals: tuple[Refusal, ...] = ()
+    fits: tuple[GridFit, ...] = ()
 
     @property
     def refused(self) -> Sequence[Refusal]:
@@ -106,7 +116,11 @@ class IntegerProducts(Edit):
 
     def describe(self) -> Mapping[str, Any]:
         """Return the plan as JSON."""
-        return {"weights": dataclasses.asdict(self.weights), "layers": list(self.layers)}
+        return {
+            "weights": dataclasses.asdict(self.weights),
+            "layers": list(self.layers),
+            "fits": [dataclasses.asdict(fit) for fit in self.fits],
+        }
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the layers by integer products; values that several of them read are rounded once."""

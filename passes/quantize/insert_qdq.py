@@ -17,6 +17,7 @@ from onnx_lathe.passes.oracle import Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.check import check_operators
+from onnx_lathe.passes.quantize.grid import GridFit
 from onnx_lathe.passes.quantize.layers import Layer, constant, is_quantized, read_layer, result_name
 from onnx_lathe.passes.quantize.plan import PlannedLayer
 from onnx_lathe.passes.quantize.scheme import Affine, WeightScheme
@@ -49,6 +50,7 @@ class InsertQDQ(Edit):
         values: The values that are rounded.
         fences: The results of layers behind which an identity stands that onnxruntime does not look through.
         refusals: What stays float, and why.
+        fits: How the weights lie on a grid that was given; empty where it is fitted to them.
     """
 
     tolerance: ClassVar[Tolerance] = Tolerance(
@@ -62,6 +64,7 @@ class InsertQDQ(Edit):
     values: tuple[RoundedValue, ...]
     fences: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    fits: tuple[GridFit, ...] = ()
 
     @property
     def refused(self) -> Sequence[Refusal]:
@@ -76,6 +79,7 @@ class InsertQDQ(Edit):
             "readers": list(self.readers),
             "values": [dataclasses.asdict(value) for value in self.values],
             "fences": list(self.fences),
+            "fits": [dataclasses.asdict(fit) for fit in self.fits],
         }
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -254,6 +254,16 @@ def nothing_to_quantize(name: str, refused: Sequence[Refusal]) -> UnsupportedMod
     )
 
 
+def not_finite(layer: Layer) -> UnsupportedModelError:
+    """Return the error for a weight with NaN or infinity in it."""
+    return UnsupportedModelError(
+        f"weight {layer.weight.tensor.name!r}",
+        got="NaN or infinity in it",
+        expected="finite values",
+        mend="Check the training that made it.",
+    )
+
+
 def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
     """Yield every node, and whether it is inside a subgraph or a function."""
     for node in model.graph.all_nodes():

@@ -82,8 +82,11 @@ def weight_scales(
 ) -> NDArray[np.float32]:
     """Return ``max|w| / limit`` for each slice along ``axis`` (``[channels]``), or of the whole tensor (``[]``).
 
-    A slice of zeros has scale 1. Scales are at least `MIN_SCALE` and ``floor`` (a number for each channel).
+    A slice of zeros has scale 1. Scales are at least `MIN_SCALE` and ``floor`` (a number for each channel). A scheme
+    with an exponent has that scale alone, ``[]``, floor or not.
     """
+    if scheme.exponent is not None:
+        return np.asarray(math.ldexp(1.0, scheme.exponent), np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float64)
     scales = np.maximum(largest / scheme.limit, floor)

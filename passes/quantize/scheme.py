@@ -7,12 +7,16 @@ half to even.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 Ranges = Literal["minmax", "percentile", "mse", "kl"]
 """How the range of a value is chosen from its histogram (`onnx_lathe.passes.quantize.params.choose_range`)."""
 
 WeightBits = Literal[7, 8]
+WeightExponent = Annotated[int, Field(ge=-60, le=60)]
+"""Of a step 2^k: within these bounds its product with the scale of an input is a normal float32."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class WeightScheme:
         bits: 8 uses -127..127; 7 uses -63..63, for CPUs that add two 8-bit products in 16 bits and saturate.
         per_channel: One scale an output channel instead of one a tensor.
         power_of_two: Scales are rounded up to powers of two: multiplication by them is a shift (fixed point).
+        exponent: Where given, every scale is ``2^exponent``, whatever the weights are; what lies beyond the largest
+            level is clamped.
     """
 
     bits: WeightBits = 8
     per_channel: bool = True
     power_of_two: bool = False
+    exponent: int | None = None
 
     @property
     def limit(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx_lathe.benchmarks.measure import measure as measure
     from onnx_lathe.converter.apply import apply as apply
+    from onnx_lathe.converter.attribute import attribute as attribute
     from onnx_lathe.converter.bench import bench as bench
     from onnx_lathe.converter.compare import compare as compare
     from onnx_lathe.converter.compile.compile import compile as compile
@@ -19,29 +20,44 @@ if TYPE_CHECKING:
     from onnx_lathe.converter.convert import distill as distill
     from onnx_lathe.converter.convert import export as export
     from onnx_lathe.converter.convert import train as train
+    from onnx_lathe.converter.deploy import deploy as deploy
+    from onnx_lathe.converter.doctor import doctor as doctor
     from onnx_lathe.converter.inspect import inspect as inspect
     from onnx_lathe.converter.run import run as run
     from onnx_lathe.runtime.bundle import open_bundle as open_bundle
     from onnx_lathe.runtime.errors import LatheError as LatheError
     from onnx_lathe.runtime.samples import Samples as Samples
+    from onnx_lathe.runtime.sealing import decrypt as decrypt
+    from onnx_lathe.runtime.sealing import encrypt as encrypt
+    from onnx_lathe.runtime.serve.serve import serve as serve
     from onnx_lathe.runtime.session import Session as Session
+    from onnx_lathe.runtime.signing import sign as sign
+    from onnx_lathe.runtime.signing import verify as verify
 
 _HOMES = {
     "LatheError": "runtime.errors",
     "Samples": "runtime.samples",
     "Session": "runtime.session",
     "apply": "converter.apply",
+    "attribute": "converter.attribute",
     "bench": "converter.bench",
     "compare": "converter.compare",
     "compile": "converter.compile.compile",
     "convert": "converter.convert",
+    "decrypt": "runtime.sealing",
+    "deploy": "converter.deploy",
     "distill": "converter.convert",
+    "doctor": "converter.doctor",
+    "encrypt": "runtime.sealing",
     "export": "converter.convert",
     "inspect": "converter.inspect",
     "measure": "benchmarks.measure",
     "open_bundle": "runtime.bundle",
     "run": "converter.run",
+    "serve": "runtime.serve.serve",
+    "sign": "runtime.signing",
     "train": "converter.convert",
+    "verify": "runtime.signing",
 }
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_lathe.benchmarks.evaluation import Evaluation, evaluate
 from onnx_lathe.benchmarks.proportions import wilson
 from onnx_lathe.benchmarks.report.model import (
     AppliedEdit,
@@ -19,6 +20,7 @@ from onnx_lathe.benchmarks.report.model import (
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement, Timing
 from onnx_lathe.benchmarks.stats import percentile
 from onnx_lathe.benchmarks.verdict import compare
+from onnx_lathe.runtime.samples import Samples
 
 INT8 = "pruned student, quantize-static{ranges=percentile}"
 
@@ -96,6 +98,7 @@ def full_report() -> Report:
         original="teacher",
         metric="accuracy",
         certificates={name: _certificate(right[name]) for name in names if name != "teacher in torch"},
+        evaluation=evaluation(),
         shapes=(shape,),
         distillation=(
             DistillationScore("select", wilson(500, 503), wilson(492, 503), wilson(498, 503)),
@@ -116,6 +119,15 @@ def full_report() -> Report:
         warnings=("The test part has 504 samples: differences below one point are within its noise.",),
         command="lathe convert recipes/digits.toml",
     )
+
+
+def evaluation(classes: int = 12) -> Evaluation:
+    """Return what a candidate near its original gives on 504 samples."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 504)
+    logits = rng.normal(size=(504, classes)) + 4 * np.eye(classes)[labels]
+    samples = Samples(({"x": np.zeros((504, 1), np.float32)},), labels)
+    return evaluate({"logits": logits}, {"logits": logits + rng.normal(0, 0.3, logits.shape)}, samples)
 
 
 def _timing(name: str, median: float, rng: np.random.Generator) -> Timing:

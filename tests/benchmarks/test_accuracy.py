@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from onnx_lathe.benchmarks.accuracy import default_metric, judge, predict
-from onnx_lathe.benchmarks.metrics import accuracy, argmax_agreement, f1_macro, find_metric, mean_cosine, spearman
+from onnx_lathe.benchmarks.metrics import accuracy, argmax_agreement, f1_macro, find_metric, mean_cosine, r2, spearman
 from onnx_lathe.runtime.errors import InputError, SamplesError, TensorError
 from onnx_lathe.runtime.samples import Array, Feeds, Samples
 
@@ -36,6 +36,27 @@ def test_metrics_are_scikit_learns_and_scipys():
     assert -spearmanr(scores, wanted).statistic == pytest.approx(spearman(-scores, wanted))
     assert spearman(scores, wanted) == 0.0  # negative
     assert spearman(np.zeros(SIZE), wanted) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(SIZE,), (SIZE, 1), (SIZE, 7)])
+def test_r2_is_scikit_learns_weighted_by_variance(shape: tuple[int, ...]):
+    rng = np.random.default_rng(0)
+    labels = rng.normal(3.0, rng.uniform(0.1, 5.0, shape[1:]), shape)
+    output = labels + rng.normal(0, 0.5, shape)
+    assert r2(output, labels) == pytest.approx(r2_score(labels, output, multioutput="variance_weighted"))
+    assert r2(output.reshape(SIZE, -1), labels) == r2(output, labels)
+    assert r2(-output, labels) == r2(np.full(shape, np.nan), labels) == r2(np.full(shape, np.inf), labels) == 0.0
+    constant = np.zeros(shape)
+    assert (r2(constant, constant), r2(output, constant)) == (1.0, 0.0)
+
+
+def test_a_resample_of_r2_is_r2_of_the_resample():
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(SIZE, 7))
+    outputs = [labels + rng.normal(0, noise, labels.shape) for noise in (0.3, 0.6)]
+    indices = rng.integers(0, SIZE, SIZE)
+    found = find_metric("r2").resampled(outputs, labels)(indices)
+    assert found == pytest.approx([r2(output[indices], labels[indices]) for output in outputs])
 
 
 def test_f1_leaves_out_classes_that_nothing_is_of():
@@ -120,12 +141,14 @@ def test_agreement_can_only_be_lost():
     assert certificate.losses == int((logits.argmax(axis=1) != near.argmax(axis=1)).sum())
 
 
-@pytest.mark.parametrize("metric", ["mean_cosine", "f1_macro", "spearman"])
+@pytest.mark.parametrize("metric", ["mean_cosine", "f1_macro", "spearman", "r2"])
 def test_other_metrics_are_bounded_by_a_bootstrap(metric: str):
     labels, logits, near = classified()
     output, other, data = logits, near, samples(labels)
     if metric == "spearman":
         output, other = (array @ np.arange(5.0) for array in (logits, near))
+    if metric == "r2":
+        data = samples(np.eye(5)[labels] * 3.0)
     found = judge(metric, {"y": output}, {"y": other}, data, 0.05)
     assert found.original.low <= found.original.value <= found.original.high
     assert found.candidate.low < found.candidate.value < found.candidate.high
@@ -171,7 +194,9 @@ def test_the_default_metric_fits_the_data():
     labels, logits, _ = classified()
     outputs: Mapping[str, Array] = {"logits": logits}
     assert default_metric(samples(labels), outputs) == "accuracy"
-    assert default_metric(samples(labels + 0.5), outputs) == "spearman"
+    assert default_metric(samples(logits + 0.5), outputs) == "r2"
+    assert default_metric(samples(labels + 0.5), {"score": labels + 0.4}) == "r2"
+    assert default_metric(samples(labels + 0.5), {"similarity": labels / 5.0}) == "spearman"
     assert default_metric(samples(), outputs) == "argmax_agreement"
     assert default_metric(samples(), {"y": np.full((SIZE, 4), 0.25)}) == "argmax_agreement"
     assert default_metric(samples(), {"embedding": logits}) == "mean_cosine"
@@ -215,5 +240,7 @@ def test_what_cannot_be_judged_is_refused():
         judge("mean_cosine", {"y": logits[:1]}, {"y": logits[:1]}, samples(size=1), 0.01)
     with pytest.raises(TensorError, match=r"output of shape \[400, 5\] .*expected one score for each sample"):
         judge("spearman", outputs, outputs, samples(labels), 0.01)
+    with pytest.raises(TensorError, match=r"metric r2: got an output of shape \[400, 5\] .* labels \[400\]"):
+        judge("r2", outputs, outputs, samples(labels), 0.01)
     with pytest.raises(TensorError, match="expected scores"):
         judge("accuracy", {"y": logits[:, :1]}, {"y": logits[:, :1]}, samples(labels), 0.01)

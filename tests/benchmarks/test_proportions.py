@@ -11,6 +11,7 @@ from onnx_lathe.benchmarks.proportions import (
     clopper_pearson_upper,
     drop_upper,
     least_without_loss,
+    paired_change,
     samples_needed,
     tango_upper,
     wilson,
@@ -80,3 +81,23 @@ def test_no_number_of_samples_certifies_less_than_what_was_lost():
     assert samples_needed(5, 0, 500, 0.01) is None
     assert samples_needed(0, 0, 500, 0.0) is None
     assert samples_needed(1, 0, 1000, 0.001000001) is None  # some trillions would
+
+
+def test_a_change_is_bounded_on_both_sides():
+    found = paired_change(12, 5, 200)
+    assert found.value == pytest.approx(-7 / 200)
+    assert found.low == pytest.approx(-tango_upper(12, 5, 200, 0.975))
+    assert found.high == pytest.approx(tango_upper(5, 12, 200, 0.975))
+    mirrored = paired_change(5, 12, 200)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    unchanged = paired_change(0, 0, 200)
+    assert (-unchanged.low, unchanged.high) == pytest.approx([1 - 0.025 ** (1 / 200)] * 2)
+
+
+def test_the_interval_of_a_change_covers_it_in_95_of_100_sets():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for losses, gains, _ in rng.multinomial(150, [0.06, 0.03, 0.91], 400):
+        found = paired_change(int(losses), int(gains), 150)
+        covered += found.low <= -0.03 <= found.high
+    assert covered >= 0.95 * 400 - 3 * np.sqrt(400 * 0.95 * 0.05)

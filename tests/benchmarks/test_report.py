@@ -17,17 +17,27 @@ import plotly.graph_objects
 import pytest
 from rich.console import Console
 
+from onnx_lathe.benchmarks.report.beyond import beyond
 from onnx_lathe.benchmarks.report.contents import document
+from onnx_lathe.benchmarks.report.document import Document, Mark, Panel, Section, Strip
 from onnx_lathe.benchmarks.report.model import MeasuredShape, Report, Rung
 from onnx_lathe.benchmarks.report.plots import pareto_front, plots
-from onnx_lathe.benchmarks.report.render import render_html, render_markdown, render_terminal
+from onnx_lathe.benchmarks.report.render import (
+    render_html,
+    render_markdown,
+    render_page,
+    render_section,
+    render_terminal,
+)
 from onnx_lathe.benchmarks.report.text import (
+    change,
     clean,
     count,
     duration,
     escape_markdown,
     limit,
     percent,
+    plain,
     points,
     size,
     size_unit,
@@ -36,7 +46,7 @@ from onnx_lathe.benchmarks.report.text import (
 )
 from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.runtime.errors import InputError
-from tests.benchmarks.reports import full_report, small_report
+from tests.benchmarks.reports import INT8, evaluation, full_report, small_report
 
 HOSTILE = "</script><script>alert(1)</script> a|b `c` *d* __e__ [f](http://g.example) %{h} \x1b[31m \u202e \udcff\nnext"
 
@@ -216,7 +226,7 @@ def test_sections_of_a_full_report_stand_in_html_and_markdown_alike():
     page = Page(render_html(report))
     assert page.anchors == [section.key for section in sections]
     assert page.anchors == [
-        *("ladder", "comparisons", "accuracy", "distillation", "training"),
+        *("ladder", "comparisons", "accuracy", "beyond", "distillation", "training"),
         *("candidates", "edits", "operators", "environment", "method", "reproduce"),
     ]
     titles = re.findall(r"^## (.*)$", render_markdown(report), flags=re.MULTILINE)
@@ -226,6 +236,51 @@ def test_sections_of_a_full_report_stand_in_html_and_markdown_alike():
     for warning in report.warnings:
         assert warning in page.text
     assert report.verdict in page.text
+
+
+def test_what_ships_is_compared_beyond_its_metric():
+    report = full_report()
+    section = next(section for section in document(report).sections if section.key == "beyond")
+    figures, distances, classes = section.tables
+    assert [column.name for column in figures.columns] == ["figure", "teacher", INT8, "change", "better"]
+    names = [row.cells[0].text for row in figures.rows]
+    assert names == ["accuracy", "precision", "recall", "F1", "expected calibration error"]
+    assert re.fullmatch(r"-?\d\.\d\d points", figures.rows[0].cells[3].value)
+    assert [row.cells[0].text for row in distances.rows][:2] == [
+        "right before, wrong after",
+        "wrong before, right after",
+    ]
+    assert len(classes.rows) == 10
+    assert classes.caption.endswith("the 10 with the most loss")
+    assert any("one class is always the worst" in note for note in section.notes)
+    unchanged = replace(report, rungs=(Rung("teacher"),))
+    assert "beyond" not in [section.key for section in document(unchanged).sections]
+
+
+def test_a_section_stands_alone_in_a_terminal():
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(render_section(beyond(evaluation(classes=2), "A", "B")))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "How far the answers of B lie from those of A" in shown
+    assert "class 1" in shown
+    assert "most loss" not in shown
+
+
+def test_pictures_are_part_of_the_page_and_their_text_stays_text():
+    strip = Strip(
+        HOSTILE,
+        HOSTILE,
+        (Panel(HOSTILE, image=b"\x89PNG"), Panel("tokens", marks=(Mark(HOSTILE, 0.5), Mark("b", -1.0)))),
+    )
+    section = Section("samples", "Samples", strips=(strip,))
+    made = Document("title", "agree", "meaning", "verdict", "", (), (), (section,))
+    page = render_page(made)
+    assert Page(page).loads == ["data:image/png;base64,iVBORw=="]
+    assert Page(page).scripts == []
+    assert Page(page).text.count(clean(HOSTILE)) == 4
+    assert "var(--accent) 22.5%" in page
+    assert "var(--series-2) 45.0%" in page
 
 
 def test_details_group_what_passes_left_alone_and_show_their_oracles():
@@ -398,6 +453,11 @@ def test_what_is_no_report_is_refused(text: str, got: str):
         (percent(Interval(1.0, 1.0, 1.0)).text, "100.0 %"),
         (speed(Interval(5.123, 5.01, 5.204)).text, "5.12x [5.01, 5.20]"),
         (speed(Interval(12.34, 11.0, 13.0)).text, "12.3x [11.0, 13.0]"),
+        (change(Interval(-0.002, -0.0093, 0.0051)).text, "-0.20 points [-0.93, 0.51]"),
+        (change(Interval(0.0, 0.0, 0.0)).text, "0.00 points"),
+        (plain(Interval(0.0341, 0.0312, 0.0402)).text, "0.0341 [0.0312, 0.0402]"),
+        (plain(Interval(123.4, 120.1, 130.9)).text, "123 [120, 131]"),
+        (plain(Interval(0.0, 0.0, 0.0)).text, "0"),
         (points(0.00204), "0.20 points"),
         (points(-0.00001), "0.00 points"),
         (points(float("inf")), "no finite bound"),

@@ -40,7 +40,7 @@ def test_run_writes_the_outputs(capsys: pytest.CaptureFixture[str], model: Path,
 
 
 def test_inspect_counts_parameters_and_macs(capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    status, result, told = lathe(capsys, "inspect", model, "--dims", "batch=3")
+    status, result, told = lathe(capsys, "inspect", model, "--dims", "batch=3", "--no-estimate")
     assert status == 0
     assert result["facts"]["parameters"] == 10
     assert result["facts"]["macs"] == 3 * 4 * 2

@@ -25,6 +25,50 @@ def test_digits_are_standardized_images() -> None:
     assert (samples.labels.dtype, samples.labels.min(), samples.labels.max()) == (np.int64, 0, 9)
 
 
+def test_a_regression_is_a_smooth_function_of_few_factors() -> None:
+    samples = load_source("regression{samples=300, inputs=40, outputs=7, factors=3, noise=0}", Path())
+    (batch,), labels = samples.batches, samples.labels
+    assert labels is not None
+    assert (batch["x"].dtype, batch["x"].shape, labels.dtype, labels.shape) == (
+        np.float32,
+        (300, 40),
+        np.float32,
+        (300, 7),
+    )
+    assert np.linalg.matrix_rank(batch["x"], tol=1e-3) == 3
+    assert 0.5 < batch["x"].std() < 1.5
+    assert 0.5 < labels.std() < 1.5
+    # Near samples have near labels, though no linear function of x gives them.
+    order = np.linalg.norm(batch["x"] - batch["x"][0], axis=1).argsort()
+    near, far = np.square(labels[order[1:4]] - labels[0]).mean(), np.square(labels[order[-50:]] - labels[0]).mean()
+    assert near < 0.5 * far
+    fitted = batch["x"] @ np.linalg.lstsq(batch["x"], labels - labels.mean(axis=0), rcond=1e-3)[0]
+    assert 0.05 < np.square(labels - labels.mean(axis=0) - fitted).mean() / labels.var() < 0.7
+
+
+def test_a_regression_depends_on_its_options_alone() -> None:
+    default, same, other = (
+        load_source(text, Path()).digest() for text in ("regression", "regression{seed=0}", "regression{seed=1}")
+    )
+    assert default == same != other
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "regression{sample=3}",
+            r"regression\{sample\}: got an unknown option, expected one of samples, .* 'samples'\?",
+        ),
+        ("regression{samples=0}", r"regression\{samples\}: got '0', expected greater than or equal to 1"),
+        ("regression{noise}", r"regression\{noise\}: got '', expected a valid number"),
+    ],
+)
+def test_what_is_wrong_in_a_regression_is_named(source: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_source(source, Path())
+
+
 def test_an_npz_lies_beside_the_recipe(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=RAMP, label=np.array([0, 1, 0, 1], np.uint8))
     samples = load_source("data.npz", tmp_path)
@@ -51,7 +95,10 @@ def test_a_callable_of_a_module_beside_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("digit", r"data\.source: got 'digit', expected 'digits', the path of an \.npz, or module:callable"),
+        (
+            "digit",
+            r"data\.source: got 'digit', expected 'digits', 'regression\{\.\.\.\}', the path of an \.npz, or module",
+        ),
         ("no_such_module:make", r"Put no_such_module\.py beside the recipe, or install the module"),
     ],
 )
@@ -64,8 +111,8 @@ def test_an_unknown_source_is_refused(source: str, message: str, tmp_path: Path)
     ("label", "message"),
     [
         (None, "got no labels, expected a class for each sample"),
-        (np.array([0.5, 1, 0, 1]), "got float64 labels from 0.0 to 1.0"),
-        (np.array([-1, 1, 0, 1]), "got int64 labels from -1 to 1"),
+        (np.array([0.5, np.inf, 0, 1]), "label: got NaN or infinity"),
+        (np.array([-1, 1, 0, 1]), r"got int64 labels \[4\] from -1 to 1, expected a class for each sample"),
     ],
 )
 def test_a_source_needs_classes(label: np.ndarray | None, message: str, tmp_path: Path) -> None:
@@ -121,8 +168,26 @@ def test_a_class_too_rare_for_three_parts_is_named() -> None:
         stratified(samples, DataOptions(source="x"), seed=0)
 
 
+@pytest.mark.parametrize("shape", [(100,), (100, 2)])
+def test_numbers_are_cut_at_random(shape: tuple[int, ...]) -> None:
+    labels = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    samples = Samples(({"x": np.arange(100)[:, None]},), labels)
+    parts, again = (stratified(samples, DataOptions(source="x", select=0.2, test=0.3), seed=0) for _ in range(2))
+    assert [len(parts[name]) for name in ("train", "select", "test")] == [50, 20, 30]
+    assert set().union(*(numbers(part) for part in parts.values())) == set(range(100))
+    assert all(part.digest() == again[name].digest() for name, part in parts.items())
+    rows = sorted(numbers(parts["test"]))
+    np.testing.assert_array_equal(parts["test"].labels, labels[rows])
+
+
+def test_too_few_numbers_for_three_parts_are_named() -> None:
+    samples = Samples(({"x": np.zeros((2, 1))},), np.zeros(2), "two")
+    with pytest.raises(SamplesError, match="two: got 2 samples for train, select and test"):
+        stratified(samples, DataOptions(source="x"), seed=0)
+
+
 def test_samples_without_labels_cannot_be_stratified() -> None:
-    with pytest.raises(SamplesError, match="got no labels, expected a class for each sample"):
+    with pytest.raises(SamplesError, match="got no labels, expected a class, or numbers, for each sample"):
         stratified(Samples(({"x": RAMP},)), DataOptions(source="x"), seed=0)
 
 
@@ -154,6 +219,9 @@ def test_a_folder_without_files_or_with_labels_in_some_is_refused(tmp_path: Path
     np.savez(tmp_path / "0.npz", x=RAMP, label=[0, 1, 0, 1])
     np.savez(tmp_path / "1.npz", x=RAMP)
     with pytest.raises(SamplesError, match=r"1\.npz: got no labels, unlike 0\.npz"):
+        load_samples(tmp_path)
+    np.savez(tmp_path / "1.npz", x=RAMP, label=np.zeros((4, 2)))
+    with pytest.raises(SamplesError, match=r"1\.npz: label: got \[4, 2\], unlike 0\.npz, expected the same number"):
         load_samples(tmp_path)
 
 
@@ -201,8 +269,8 @@ HUGE = npy().replace(b"(4, 3), }" + 12 * b" ", b"(4, 3000000000000), }")
         (npz(x=RAMP, y=RAMP[:3]), "first axes of different length: {'x': 4, 'y': 3}"),
         (npz(x=np.where(RAMP == 6, np.nan, RAMP)), "NaN or infinity in sample 2"),
         (npz(x=RAMP, label=[1, 2]), "got 2 labels, expected 4, one for each sample"),
-        (npz(x=RAMP, label=RAMP), r"got float32 \[4, 3\], expected integers or floats of shape \[samples\]"),
-        (npz(x=RAMP, label=["a"] * 4), r"got <U1 \[4\], expected integers or floats"),
+        (npz(x=RAMP, label=RAMP.astype(int)), r"got int64 \[4, 3\], expected integers of shape \[samples\], or floats"),
+        (npz(x=RAMP, label=["a"] * 4), r"got <U1 \[4\], expected integers of shape"),
         (npz(x=RAMP, label=[np.nan, 0, 0, 0]), "label: got NaN or infinity, expected finite scores"),
     ],
 )

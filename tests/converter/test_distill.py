@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from onnx_lathe.converter.distill import distill, distillation_loss
+from onnx_lathe.converter.distill import distill, distillation_loss, regression_distillation_loss
 from onnx_lathe.converter.recipe import DistillationOptions, TrainingOptions
 from onnx_lathe.converter.train import predict
 from onnx_lathe.runtime.errors import RecipeError
@@ -119,6 +119,26 @@ def test_label_smoothing_is_that_of_the_cross_entropy() -> None:
     assert smooth == pytest.approx(expected, rel=1e-5)
 
 
-def test_teacher_and_student_must_have_the_same_classes() -> None:
-    with pytest.raises(RecipeError, match=r"student\.options: got 3 classes, expected 4, as the teacher has"):
+def test_the_loss_of_numbers_is_a_mean_of_squares_by_hand() -> None:
+    student, teacher, labels = (torch.tensor(GENERATOR.standard_normal((6, 2))) for _ in range(3))
+    loss = regression_distillation_loss(student, teacher.bfloat16(), labels, 0.75)
+    expected = 0.25 * ((student - labels) ** 2).mean() + 0.75 * ((student - teacher) ** 2).mean()
+    assert loss.dtype == torch.float32
+    # bfloat16 has 8 bits.
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_a_student_learns_the_teachers_numbers() -> None:
+    student, teacher = linear(0), linear(1)
+    samples = Samples(SAMPLES.batches, np.zeros((32, 3)))
+    options = OPTIONS.model_copy(update={"loss": "mse"})
+    far = np.abs(predict(student, samples) - predict(teacher, samples)).mean()
+    distill(student, teacher, samples, samples, options, DistillationOptions(alpha=1.0), seed=0)
+    assert np.abs(predict(student, samples) - predict(teacher, samples)).mean() < 0.1 * far
+
+
+def test_teacher_and_student_must_have_the_same_outputs() -> None:
+    with pytest.raises(
+        RecipeError, match=r"student\.options: got outputs of shape \[3\] a sample, expected \[4\], as the teacher has"
+    ):
         distill(linear(0), linear(0, classes=4), SAMPLES, SAMPLES, OPTIONS, DistillationOptions(), seed=0)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from onnx_lathe.converter.models.build import build, fold_batchnorm, start
+from onnx_lathe.converter.models.perceptron import Perceptron
 from onnx_lathe.converter.models.residual import ResidualNetwork
 from onnx_lathe.converter.recipe import NetworkOptions
-from onnx_lathe.converter.train import save_weights
+from onnx_lathe.converter.weights import save_weights
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import RecipeError
 
@@ -42,6 +43,19 @@ def test_a_residual_network_takes_images_of_any_size(size: int) -> None:
     assert len(convolutions) == 1 + 12 + 2
 
 
+def test_a_perceptron_has_a_block_for_each_hidden_layer() -> None:
+    network = build(NetworkOptions(network="perceptron", options={"widths": [6, 8, 4, 3]}), seed=0)
+    assert isinstance(network, Perceptron)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if name.endswith("weight")}
+    assert shapes == {"blocks.0.0.weight": (8, 6), "blocks.1.0.weight": (4, 8), "head.weight": (3, 4)}
+    x = torch.randn(5, 6)
+    hidden = network.blocks(x)
+    assert (hidden >= 0).all()
+    assert torch.equal(network(x), network.head(hidden))
+    linear = build(NetworkOptions(network="perceptron", options={"widths": [6, 3]}), seed=0)
+    assert sum(parameter.numel() for parameter in linear.parameters()) == 6 * 3 + 3
+
+
 def test_the_weights_depend_on_the_seed_alone() -> None:
     before = torch.get_rng_state()
     first, same, other = (build(residual(), seed).state_dict()["head.weight"] for seed in (0, 0, 1))
@@ -71,6 +85,10 @@ def test_a_network_of_a_module_beside_the_recipe(tmp_path: Path) -> None:
         (residual(widths=[4, 0]), r"options\.widths\.1: got 0, expected greater than or equal to 1"),
         (residual(widths=[]), r"options\.widths: got \[\]"),
         (residual(blocks="many"), r"options\.blocks: got 'many', expected a valid integer"),
+        (
+            NetworkOptions(network="perceptron", options={"widths": [4]}),
+            r"options\.widths: got \[4\], expected .*2 items",
+        ),
         (NetworkOptions(network="residual"), r"options\.channels: got no such option.* Add 'channels' to the options"),
     ],
 )

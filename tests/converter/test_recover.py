@@ -92,7 +92,7 @@ def test_the_pruned_weights_learn_and_keep_names_and_sizes(case: Case, tmp_path:
     dense = {name: tensor.clone() for name, tensor in case.network.state_dict().items()}
     curve = case.recover(tmp_path, prune(case.dense, CUT))
     assert len(curve.loss) == 3
-    assert curve.accuracy[-1] == 1.0
+    assert curve.score[-1] == 1.0
     before, after = initializers(tmp_path / "pruned.onnx"), initializers(tmp_path / "out" / "model.onnx")
     assert {name: array.shape for name, array in before.items()} == {name: array.shape for name, array in after.items()}
     assert after["blocks.0.first.0.weight"].shape == (3, 4, 3, 3)
@@ -106,7 +106,7 @@ def test_the_file_answers_as_the_curve_says(case: Case, tmp_path: Path) -> None:
     samples = images()
     curve = case.recover(tmp_path, prune(case.dense, CUT), options=TRAINING.model_copy(update={"epochs": 1}))
     logits = Session(tmp_path / "out" / "model.onnx").run(samples.batches[0])["logits"]
-    assert (logits.argmax(axis=1) == samples.labels).mean() == curve.accuracy[-1]
+    assert (logits.argmax(axis=1) == samples.labels).mean() == curve.score[-1]
 
 
 class Sequence(nn.Module):

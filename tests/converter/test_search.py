@@ -110,6 +110,8 @@ def test_the_fastest_that_keeps_its_accuracy_wins(original: Path, find: Callable
     assert found.winner is not None
     assert found.winner.candidate == faster
     assert found.certificates["faster"].certified
+    assert found.evaluation is not None
+    assert found.evaluation.figures[0].original == found.certificates["faster"].original
     reasons = refusals(found)
     assert reasons["faster"] is None
     assert reasons["same"] == "faster is faster: 2.00x, this one 1.50x."
@@ -132,6 +134,7 @@ def test_a_gain_within_noise_is_not_shipped(original: Path, find: Callable[..., 
     assert bundle.report.status == "original kept"
     assert (bundle.bundle / "model.onnx").read_bytes() == task.original.read_bytes()
     assert [rung.name for rung in bundle.report.rungs] == ["original", "perhaps"]
+    assert bundle.report.evaluation is None
 
 
 def test_the_same_graph_is_not_tried_twice(original: Path, find: Callable[..., tuple[Task, Found]]) -> None:
@@ -157,6 +160,7 @@ def test_a_second_search_measures_nothing_anew(original: Path, find: Callable[..
     _, second = find(candidates, measuring({"fast": 0.5}))
     assert second == first
     bundle = ship(task, second, task.original.parent / "bundle", Story("t", "c")).bundle
+    assert "## Beyond accuracy" in (bundle / "report.md").read_text()
     assert open_bundle(bundle).manifest["status"] == "certified"
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     second = run_stage(tmp_path, "stage", {}, CODE, make, Value)
     assert not second.skipped
     assert (second.folder / "file.txt").read_text() == "content"
+
+
+def test_what_the_leading_process_answers_counts_for_all(tmp_path: Path) -> None:
+    answers: list[object] = []
+
+    def lead(function: Callable[[], object]) -> object:
+        answers.append(function())
+        return answers[-1]
+
+    def follow(_: Callable[[], object]) -> object:
+        return answers.pop(0)
+
+    def writes_nothing(folder: Path) -> Value:
+        return Value(1, ("a", "b"))
+
+    for skipped in (False, True):
+        leader = run_stage(tmp_path, "stage", {}, CODE, make, Value, lead)
+        follower = run_stage(tmp_path, "stage", {}, CODE, writes_nothing, Value, follow)
+        assert follower == leader
+        assert follower.skipped == skipped
+        assert answers == []
 
 
 def test_an_interrupted_stage_finds_what_it_had_left(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onnx_lathe.benchmarks.metrics import r2
 from onnx_lathe.converter.models.residual import ResidualNetwork
 from onnx_lathe.converter.recipe import TrainingOptions
-from onnx_lathe.converter.train import accuracy, load_weights, predict, save_weights, shifted, train
-from onnx_lathe.runtime.errors import ModelFileError, RecipeError, SamplesError, TrainingError
+from onnx_lathe.converter.train import predict, score, train
+from onnx_lathe.runtime.errors import RecipeError, SamplesError, TrainingError
 from onnx_lathe.runtime.samples import Samples
 
 OPTIONS = TrainingOptions(epochs=3, batch_size=16, learning_rate=1e-2, shift=1)
@@ -29,10 +30,6 @@ def network(classes: int = 3) -> nn.Module:
         return ResidualNetwork(channels=1, classes=classes, widths=[4, 8], blocks=1)
 
 
-def weights(trained: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-
-
 def equal(one: nn.Module, other: nn.Module) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -41,11 +38,39 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def test_a_network_learns() -> None:
     trained, samples = network(), images()
     curve = train(trained, samples, samples, OPTIONS.model_copy(update={"epochs": 8, "shift": 0}), seed=0)
-    assert (len(curve.loss), len(curve.accuracy)) == (8, 8)
+    assert (len(curve.loss), len(curve.score)) == (8, 8)
     assert curve.loss[-1] < 0.5 * curve.loss[0]
-    assert curve.accuracy[-1] == accuracy(trained, samples) == 1.0
+    assert curve.score[-1] == score(trained, samples) == 1.0
     assert predict(trained, samples).shape == (48, 3)
     assert not trained.training
+
+
+@pytest.mark.parametrize(("optimizer", "columns"), [("adam", ()), ("adamw", (2,))])
+def test_numbers_are_learnt_by_their_squared_error(optimizer: str, columns: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((64, 4)).astype(np.float32)
+    labels = (x @ generator.standard_normal((4, *columns))).astype(np.float64)
+    samples = Samples(({"x": x},), labels, "numbers")
+    layers = [nn.Linear(4, 2)] if columns else [nn.Linear(4, 1), nn.Flatten(0)]
+    options = TrainingOptions(epochs=60, batch_size=16, learning_rate=0.05, loss="mse", optimizer=optimizer)
+    told: list[str] = []
+    trained = nn.Sequential(*layers)
+    curve = train(trained, samples, samples, options, seed=0, progress=lambda done, total, text: told.append(text))
+    assert curve.score[-1] == score(trained, samples) == pytest.approx(r2(predict(trained, samples), labels))
+    assert curve.score[-1] > 0.99
+    assert told[-1].endswith(f"R2 {curve.score[-1]:.3f}")
+
+
+def test_recomputing_activations_changes_no_weight() -> None:
+    plain, recomputed = DropoutNetwork(), DropoutNetwork()
+    options = [OPTIONS.model_copy(update={"recompute": recompute}) for recompute in (False, True)]
+    curves = [
+        train(trained, images(), images(), option, seed=1)
+        for trained, option in zip((plain, recomputed), options, strict=True)
+    ]
+    assert curves[0] == curves[1]
+    assert equal(plain, recomputed)
+    assert "forward" not in vars(recomputed.layers[0])
 
 
 def test_training_depends_on_the_seed_alone() -> None:
@@ -96,26 +121,8 @@ def test_progress_ends_with_what_was_reached() -> None:
     curve = train(network(), images(), images(), OPTIONS, seed=0, progress=lambda *report: told.append(report))
     assert [done for done, _, _ in told] == list(range(10))
     assert told[0] == (0, 9, "epoch 1 of 3")
-    reached = f"loss {curve.loss[-1]:.3f}, {100 * curve.accuracy[-1]:.1f} % correct"
+    reached = f"loss {curve.loss[-1]:.3f}, {100 * curve.score[-1]:.1f} % correct"
     assert told[-1] == (9, 9, f"trained 3 epochs, {reached}")
-
-
-def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-
-    def interrupt(done: int, total: int, text: str) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(network(), images(), images(), OPTIONS, seed=1, checkpoint=checkpoint, progress=interrupt)
-    with pytest.raises(TrainingError, match=r'that training had .*"seed": 1.*expected .*"seed": 2.*Delete the file'):
-        train(network(), images(), images(), OPTIONS, seed=2, checkpoint=checkpoint)
-    with pytest.raises(TrainingError, match=r"cannot go on from \(Error\(s\) in loading state_dict.*Delete the file"):
-        train(DropoutNetwork(), images(), images(), OPTIONS, seed=1, checkpoint=checkpoint)
-    checkpoint.write_bytes(b"not a checkpoint")
-    with pytest.raises(TrainingError, match=r"a checkpoint that this training cannot go on from .*Delete the file"):
-        train(network(), images(), images(), OPTIONS, seed=1, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(("precision", "mend"), [("fp32", r"\)\."), ("bf16", r"\), or train in fp32\.")])
@@ -164,46 +171,6 @@ def test_batches_of_different_shapes_and_several_inputs() -> None:
     assert sorted(sizes) == [(2, 3), (3, 2), (3, 3), (4, 2)]
 
 
-def test_shifted_images_are_translations_that_repeat_the_edge() -> None:
-    torch.manual_seed(0)
-    originals = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).repeat(20, 1, 1, 1)
-    moved = shifted(originals, 2)
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    seen: set[tuple[int, int]] = set()
-    for before, after in zip(originals, moved, strict=True):
-        padded = nn.functional.pad(before, (2, 2, 2, 2), mode="replicate")
-        matches = {
-            (row, column)
-            for row in range(5)
-            for column in range(5)
-            if torch.equal(padded[:, row : row + 4, column : column + 5], after)
-        }
-        assert len(matches) == 1
-        seen |= matches
-    assert {row for row, _ in seen} == {column for _, column in seen} == set(range(5))
-    assert shifted(originals, 0) is originals
-
-
-def test_weights_go_to_a_file_and_back(tmp_path: Path) -> None:
-    trained, fresh = network(), network()
-    train(trained, images(), images(), OPTIONS, seed=0)
-    save_weights(trained, tmp_path / "weights.safetensors")
-    assert not equal(trained, fresh)
-    load_weights(fresh, tmp_path / "weights.safetensors")
-    assert equal(trained, fresh)
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"absent: got no such file, expected weights \(safetensors\)"):
-        load_weights(network(), tmp_path / "absent")
-    save_weights(network(classes=4), tmp_path / "four")
-    with pytest.raises(ModelFileError, match=r"does not load \(Error\(s\) in loading state_dict for ResidualNetwork"):
-        load_weights(network(), tmp_path / "four")
-    (tmp_path / "four").write_bytes(b"garbage")
-    with pytest.raises(ModelFileError, match=r"a file that does not load \(Error while deserializing header"):
-        load_weights(network(), tmp_path / "four")
-
-
 class PairNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return image, image
@@ -216,7 +183,12 @@ VECTORS = Samples(({"x": np.ones((4, 36), np.float32)},), np.arange(4) % 3, "vec
     ("trained", "samples", "error", "message"),
     [
         (network(), Samples(images().batches), SamplesError, "got no labels, expected a class for each sample"),
-        (network(), Samples(images().batches, np.zeros(48)), SamplesError, "got float64 labels"),
+        (
+            network(),
+            Samples(images().batches, np.zeros(48)),
+            SamplesError,
+            r"got float64 labels \[48\], expected a class .*train with loss = 'mse'",
+        ),
         (network(2), images(), SamplesError, "got classes 0 to 2, expected 0 to 1: the network has 2 classes"),
         (nn.Linear(36, 3), VECTORS, RecipeError, r"training\.shift: got 1 with the inputs x float32 \[2, 36\]"),
         (nn.Conv2d(3, 3, 1), images(), RecipeError, r"does not take the samples .*takes image float32 \[2, 1, 6, 6\]"),

@@ -10,6 +10,9 @@ import pytest
 
 from onnx_lathe.passes import files
 from onnx_lathe.passes.prune.request import Prune
+from onnx_lathe.passes.prune.sparsify import Sparsify
+from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
+from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.registry import PASSES, build, parse, spell, to_json
 from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime import tensors
@@ -20,6 +23,11 @@ REQUESTS: list[Request] = [
     *(request() for request in PASSES.values()),
     Prune(ratio=0.4, multiple=4),
     Prune(ratio=0.4, multiple=1, importance="magnitude", reconstruct=False),
+    Prune(ratio=0.4, multiple=4, importance="interaction"),
+    Prune(threshold=1.0, multiple=2, importance="std"),
+    QuantizeStatic(weight_exponent=-4),
+    QuantizeDynamic(weight_exponent=-4, weight_bits=7),
+    Sparsify(rule="magnitude", ratio=0.3),
 ]
 EVERY_REQUEST = pytest.mark.parametrize("request_", REQUESTS, ids=spell)
 EVERY_GRAPH = pytest.mark.parametrize("graph", graphs.GRAPHS)

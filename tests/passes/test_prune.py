@@ -273,7 +273,7 @@ def test_a_multiple_counts_entries_of_what_makes_the_channels():
     assert (heads.total, heads.kept) == (4, 3)
     edit = plan(load(graphs.ENCODER), ratio=0.4, multiple=32)
     assert "q" not in {group.name for group in edit.groups}
-    assert any(item.node == "q" and "60% of its 4 channels" in item.reason for item in edit.refused)
+    assert any(item.node == "q" and "3 of its 4 channels shall stay" in item.reason for item in edit.refused)
 
 
 def test_the_least_important_go():
@@ -392,9 +392,10 @@ def test_a_model_that_cannot_be_cut_says_why():
         plan(load(graphs.COUNTING))
 
 
-def test_fluctuation_needs_samples():
-    with pytest.raises(SamplesError, match="samples to see how channels vary"):
-        plan(load(graphs.RESIDUAL), importance="fluctuation")
+@pytest.mark.parametrize("importance", ["fluctuation", "interaction"])
+def test_what_channels_do_is_not_seen_without_samples(importance: str):
+    with pytest.raises(SamplesError, match=rf"prune{{importance={importance}}}: got no samples"):
+        plan(load(graphs.RESIDUAL), importance=importance)
 
 
 def test_a_plan_fits_no_other_model():

@@ -22,13 +22,15 @@ PRUNE = st.builds(
     Prune,
     ratio=st.floats(0.01, 0.99),
     multiple=st.integers(1, 64),
-    importance=st.sampled_from(["auto", "magnitude", "fluctuation"]),
+    importance=st.sampled_from(["auto", "magnitude", "fluctuation", "interaction", "std"]),
+    threshold=st.floats(0.01, 10.0),
     reconstruct=st.booleans(),
 )
 STATIC = st.builds(
     QuantizeStatic,
     ranges=st.sampled_from(["minmax", "percentile", "mse", "kl"]),
     per_channel=st.booleans(),
+    weight_exponent=st.none() | st.integers(-60, 60),
     weight_bits=st.sampled_from([None, 7, 8]),
     operators=st.sampled_from([("Conv",), ("Conv", "Gemm"), ("Conv", "Gemm", "MatMul")]),
     exclude=NODE_NAMES,
@@ -63,6 +65,7 @@ def test_options_at_their_default_are_left_out() -> None:
         ("prune{ ratio = 0.5 , multiple=8 }", Prune(ratio=0.5, multiple=8)),
         ("prune{reconstruct=no}", Prune(reconstruct=False)),
         ("quantize-static{exclude=/head/MatMul}", QuantizeStatic(exclude=("/head/MatMul",))),
+        ("quantize-static{weight_exponent=-6}", QuantizeStatic(weight_exponent=-6)),
         ("quantize-static{exclude=a|b,weight_bits=7}", QuantizeStatic(exclude=("a", "b"), weight_bits=7)),
     ],
 )
@@ -84,7 +87,8 @@ def test_text_may_be_written_in_several_ways(text: str, request_: Request) -> No
         ("prune{ratio=1.5}", "prune{ratio}: got '1.5', expected less than 1."),
         ("prune{multiple=0}", "prune{multiple}: got 0, expected greater than or equal to 1."),
         ("prune{multiple=wide}", "prune{multiple}: got 'wide', expected a valid integer"),
-        ("prune{importance=luck}", "prune{importance}: got 'luck', expected 'auto', 'magnitude' or 'fluctuation'."),
+        ("quantize-dynamic{weight_exponent=-61}", "quantize-dynamic{weight_exponent}: got -61, expected greater than"),
+        ("prune{importance=luck}", "prune{importance}: got 'luck', expected 'auto', 'magnitude', 'fluctuation', "),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str) -> None:

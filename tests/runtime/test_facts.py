@@ -31,9 +31,11 @@ def test_a_linear_layer_in_numbers(tmp_path: Path) -> None:
     assert (facts.opset, facts.operators, facts.dims) == (20, {"MatMul": 1, "Add": 1}, {"batch": 3})
     assert facts.macs == 3 * 4 * 2
     assert facts.nodes == (
-        NodeFacts("product", "MatMul", 24, weight_bytes=32, activation_bytes=3 * 4 * 4 + 3 * 2 * 4, dtype="float32"),
-        NodeFacts("sum", "Add", 0, weight_bytes=8, activation_bytes=2 * 3 * 2 * 4, dtype="float32"),
+        NodeFacts("product", "MatMul", 24, 32, 3 * 4 * 4 + 3 * 2 * 4, "float32", 4, reads=("x",), writes=("h",)),
+        NodeFacts("sum", "Add", 0, 8, 2 * 3 * 2 * 4, "float32", 0, reads=("h",), writes=("y",)),
     )
+    assert facts.weights == {"float32": 40}
+    assert facts.activations == {"x": 48, "h": 24, "y": 24}
     assert [(spec.name, spec.shape) for spec in (*facts.inputs, *facts.outputs)] == [
         ("x", ("batch", 4)),
         ("y", ("batch", 2)),
@@ -118,6 +120,7 @@ def test_a_node_between_quantizations_works_on_what_is_stored(tmp_path: Path) ->
     assert by_name["conv"].dtype == "uint8"
     assert by_name["conv"].weight_bytes == 6 * 4 * 9 + 6 * 4
     assert by_name["conv"].activation_bytes == 4 * 64 + 6 * 36
+    assert (by_name["conv"].reads, by_name["conv"].writes, by_name["conv"].summed) == (("xq",), ("cq",), 36)
     assert {name: by_name[name].activation_bytes for name in ("dqx", "dqw", "dqb", "qc", "dqc")} == dict.fromkeys(
         ("dqx", "dqw", "dqb", "qc", "dqc"), 0
     )
@@ -190,7 +193,8 @@ def test_a_shape_that_depends_on_values_makes_the_sum_unknown(tmp_path: Path) ->
     )
     facts = read_facts(save(tmp_path, model))
     assert facts.macs is None
-    assert facts.nodes[1] == NodeFacts("MatMul_1", "MatMul", None, 48, None, "float32")
+    assert facts.nodes[1] == NodeFacts("MatMul_1", "MatMul", None, 48, None, "float32", 4, ("s",), ("y",))
+    assert facts.activations == {"x": 16, "keep": 1, "s": None, "y": None}
 
 
 def test_branches_and_functions_are_counted(tmp_path: Path) -> None:

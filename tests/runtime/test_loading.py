@@ -233,3 +233,31 @@ def test_tensors_inside_branches_are_checked_too(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelFileError, match="2 values, expected 3 values"):
         check_model_file(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "got"),
+    [
+        ("m.pt", b"PK\x03\x04", "a file of torch, Python objects in a pickle"),
+        ("m.bin", b"PK\x03\x04", "a file of torch, Python objects in a pickle"),
+        ("m.pkl", b"\x80\x04\x95", "a pickle of Python objects"),
+        ("m.onnx", b"\x80\x02}", "a pickle of Python objects"),
+    ],
+)
+def test_a_pickle_is_named_and_not_opened(name: str, start: bytes, got: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(start + bytes(range(256)))
+    with pytest.raises(ModelFileError, match=f"{name}: got {got}, expected an ONNX model. Export it to ONNX"):
+        check_model_file(tmp_path / name)
+
+
+def test_external_data_says_nothing_that_onnx_does_not_define(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExternalDataError, match=r"'w': got the entry 'owner' of external data, expected each of location"
+    ):
+        check_model_file(external_model(tmp_path, owner="me"))
+    path = external_model(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="offset", value="0")
+    onnx.save(model, path)
+    with pytest.raises(ExternalDataError, match="got the entry 'offset' of external data"):
+        check_model_file(path)

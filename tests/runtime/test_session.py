@@ -76,7 +76,7 @@ def test_a_provider_that_does_not_load_is_refused(linear: Path, monkeypatch: pyt
     monkeypatch.setattr(session.providers, "load_libraries", lambda provider: None)
     create = session.create
     monkeypatch.setattr(
-        session, "create", lambda path, provider, options: create(path, "CPUExecutionProvider", options)
+        session, "create", lambda path, provider, options, *memory: create(path, "CPUExecutionProvider", options)
     )
     with pytest.raises(
         ProviderError, match=r"'cuda': got a session on cpu: .*could not load.*, expected a session on cuda"

@@ -1,7 +1,7 @@
 import pytest
 
-from onnx_lathe.converter.extras import require
 from onnx_lathe.runtime.errors import DependencyError
+from onnx_lathe.runtime.extras import require
 
 
 def test_what_is_installed_passes() -> None:
