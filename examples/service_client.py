@@ -6,8 +6,8 @@ Start the service first, in another shell (`lathe serve --help` has the rest):
     lathe serve out/digits
 
 X.npz holds an array for each input by its name; Y.npz gets one for each output, else their shapes are printed. Where
-the service has keys, put yours into the environment variable LATHE_KEY. The same client asks Triton, and Ray Serve behind
-`lathe deploy`.
+the service has keys, put yours into the environment variable LATHE_KEY. The same client asks Triton, and Ray Serve
+behind `lathe deploy`.
 """
 
 from __future__ import annotations
