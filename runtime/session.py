@@ -11,12 +11,32 @@ from numpy.typing import ArrayLike
 from onnx_lathe.runtime import providers, tensors
 from onnx_lathe.runtime.custom_ops import registered
 from onnx_lathe.runtime.errors import InputError, ModelFileError, ProviderError, TensorError
+from onnx_lathe.runtime.loading import nodes
 from onnx_lathe.runtime.opened import open_model
 from onnx_lathe.runtime.placement import AssignedNode, shape_nodes
 from onnx_lathe.runtime.samples import Array
 
 LOG_FATAL_ONLY = 4
 """onnxruntime's severity: what it would log below this is in the errors that are raised."""
+
+
+_SCALED_BY_RUN = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+
+
+class Stop:
+    """Ends a run from another thread: onnxruntime leaves it before its next operator.
+
+    Attributes:
+        options: onnxruntime's ``RunOptions`` of the run.
+    """
+
+    def __init__(self) -> None:
+        self.options: Any = providers.onnxruntime().RunOptions()
+        self.options.log_severity_level = LOG_FATAL_ONLY
+
+    def __call__(self) -> None:
+        """End the run."""
+        self.options.terminate = True
 
 
 class Session:
@@ -40,6 +60,8 @@ class Session:
         threads: Threads inside an operator.
         inputs: What a run needs.
         outputs: What it returns.
+        scales_by_run: Whether values are rounded on a scale that all rows of a run share (dynamic quantization): the
+            answer to a row then depends on the others.
         warning: What to know about the bundle on this machine; None where there is nothing.
 
     Raises:
@@ -75,6 +97,7 @@ class Session:
         self.outputs = tensors.output_specs(checked, str(self.path))
         asked = opened.threads if threads is None else threads
         self.threads = providers.default_threads() if asked is None else asked
+        self.scales_by_run = any(node.op_type in _SCALED_BY_RUN for node in nodes(checked))
         excused = shape_nodes(checked.graph)
         del checked  # its weights, before onnxruntime reads them again
         name = providers.resolve(opened.provider if provider is None else provider)
@@ -87,24 +110,27 @@ class Session:
         if not allow_fallback:
             self._check_provider(excused)
 
-    def run(self, feeds: Mapping[str, ArrayLike], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self, feeds: Mapping[str, ArrayLike], outputs: Sequence[str] | None = None, *, stop: Stop | None = None
+    ) -> dict[str, Array]:
         """Run the model once.
 
         Args:
             feeds: An array for each input, of exactly its dtype.
             outputs: The outputs to return; None or empty for all.
+            stop: Ends this run from another thread; each run needs a new one.
 
         Returns:
             Arrays by output name.
 
         Raises:
             TensorError: An input or output is missing, unknown, or has a wrong dtype or shape; or the model could not
-                run on these values.
+                run on these values, or was stopped.
         """
         arrays = tensors.check_feeds(self.inputs, feeds)
         tensors.check_names("output", outputs or (), self._output_names)
         names = list(outputs or self._output_names)
-        return execute(self._session, str(self.path), arrays, names)
+        return execute(self._session, str(self.path), arrays, names, stop)
 
     def placement(self) -> Mapping[str, str]:
         """Return the provider that onnxruntime assigned to each node, by the node's name and the users' name of it.
@@ -210,14 +236,16 @@ def create(
         ) from error
 
 
-def execute(session: Any, where: str, arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+def execute(
+    session: Any, where: str, arrays: Mapping[str, Array], names: Sequence[str], stop: Stop | None = None
+) -> dict[str, Array]:
     """Run onnxruntime's ``InferenceSession`` on checked arrays and return the outputs called ``names``.
 
     Raises:
         TensorError: onnxruntime could not run the model, called ``where`` in the message, on these values.
     """
     try:
-        results = session.run(names, arrays)
+        results = session.run(names, arrays, None if stop is None else stop.options)
     except providers.onnxruntime_errors() as error:
         raise TensorError(
             where,

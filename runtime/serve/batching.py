@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +22,17 @@ from onnx_lathe.runtime.samples import Array, Feeds
 from onnx_lathe.runtime.serve.faults import too_late, unavailable
 from onnx_lathe.runtime.serve.limits import Limits
 from onnx_lathe.runtime.serve.metrics import Metrics
+from onnx_lathe.runtime.session import Stop
 
-Run = Callable[[Feeds, Sequence[str]], Mapping[str, Array]]
-"""Computes the named outputs (all where none is named) of checked feeds; raises TensorError."""
+
+class Run(Protocol):
+    """Computes the named outputs (all where none is named) of checked feeds; raises TensorError."""
+
+    def __call__(self, feeds: Feeds, outputs: Sequence[str], *, stop: Stop | None = None) -> Mapping[str, Array]:
+        """Return arrays by output name."""
+        ...
+
+
 Answer = Mapping[str, Array] | TensorError
 
 
@@ -42,7 +51,8 @@ class Batcher:
     """Runs requests in order of arrival, those together that wait together and are alike.
 
     A request is left out of a run where nobody waits for it any more; one that leaves during a run changes nothing for
-    the others. Where a run of several fails, each runs again alone, so that none suffers from another's values.
+    the others, and a run that nobody waits for any more is stopped. Where a run of several fails, each runs again
+    alone, so that none suffers from another's values.
 
     Args:
         run: The model.
@@ -89,7 +99,7 @@ class Batcher:
                 self._count()
 
     async def close(self) -> None:
-        """Stop; what still waits is answered that the server ends. A run that goes on in its thread is abandoned."""
+        """Stop; what still waits is answered that the server ends. A run is stopped."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -139,7 +149,11 @@ class Batcher:
 
     async def _compute(self, jobs: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
-        run = loop.run_in_executor(self._threads, self._answers, [(job.feeds, job.outputs, job.rows) for job in jobs])
+        stop = Stop()
+        for job in jobs:
+            job.answer.add_done_callback(lambda _: stop() if all(each.answer.done() for each in jobs) else None)
+        requests = [(job.feeds, job.outputs, job.rows) for job in jobs]
+        run = loop.run_in_executor(self._threads, self._answers, requests, stop)
         try:
             await asyncio.wait([run])
         except asyncio.CancelledError:
@@ -153,19 +167,19 @@ class Batcher:
         for job, answer in zip(jobs, run.result(), strict=True):
             _settle(job, answer)
 
-    def _answers(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]]) -> list[Answer]:
+    def _answers(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]], stop: Stop) -> list[Answer]:
         """Run the jobs, in a thread."""
-        if len(jobs) > 1 and (answers := self._together(jobs)) is not None:
+        if len(jobs) > 1 and (answers := self._together(jobs, stop)) is not None:
             return answers
-        return [self._alone(feeds, outputs, rows) for feeds, outputs, rows in jobs]
+        return [self._alone(feeds, outputs, rows, stop) for feeds, outputs, rows in jobs]
 
-    def _together(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]]) -> list[Answer] | None:
+    def _together(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]], stop: Stop) -> list[Answer] | None:
         """Return the answers of one run; None where it failed, or an output does not have a row for each of input."""
         feeds = {name: np.concatenate([each[name] for each, _, _ in jobs]) for name in jobs[0][0]}
         named = [outputs for _, outputs, _ in jobs]
         wanted = tuple(dict.fromkeys(chain.from_iterable(named))) if all(named) else ()
         sizes = [rows for _, _, rows in jobs]
-        whole = self._alone(feeds, wanted, sum(sizes))
+        whole = self._alone(feeds, wanted, sum(sizes), stop)
         if isinstance(whole, TensorError) or any(
             not array.ndim or len(array) != sum(sizes) for array in whole.values()
         ):
@@ -176,10 +190,10 @@ class Batcher:
             for (_, outputs, rows), end in zip(jobs, ends.tolist(), strict=True)
         ]
 
-    def _alone(self, feeds: Feeds, outputs: tuple[str, ...], rows: int) -> Answer:
+    def _alone(self, feeds: Feeds, outputs: tuple[str, ...], rows: int, stop: Stop) -> Answer:
         start = time.perf_counter()
         try:
-            return self._run(feeds, outputs)
+            return self._run(feeds, outputs, stop=stop)
         except TensorError as error:
             return error
         finally:

@@ -44,7 +44,6 @@ class Server:
         self._service = service
         self._failure: BaseException | None = None
         secure = None if tls is None else context(tls)
-        self._socket = listen(host, port)
         config = uvicorn.Config(
             app.build(service, self._lifespan),
             lifespan="on",
@@ -57,6 +56,7 @@ class Server:
         )
         config.load()
         config.ssl = secure
+        self._socket = listen(host, port)
         self._server = _Uvicorn(config, service.drain)
         self.name = service.name
         self.url = _url(self._socket, secure=tls is not None)

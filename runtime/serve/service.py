@@ -132,7 +132,7 @@ class Service:
     def _load(self) -> tuple[Session, str | None]:
         session = self._open_session()
         check_datatypes(str(session.path), (*session.inputs, *session.outputs))
-        return session, warm.warm_up(session.run, session.inputs, session.outputs)
+        return session, warm.warm_up(session)
 
     def _loaded(self) -> Session:
         if self._session is None:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnx_lathe.runtime import parity, tensors
 from onnx_lathe.runtime.errors import TensorError
 from onnx_lathe.runtime.samples import Array, Feeds
+from onnx_lathe.runtime.session import Session
 from onnx_lathe.runtime.tensors import STRING, TensorSpec
-
-if TYPE_CHECKING:
-    from onnx_lathe.runtime.serve.batching import Run
 
 MAX_BYTES = 2**28
 """The largest input that a model is warmed up with."""
 SAME_DB = 40.0
 """Signal to noise (dB) above which two answers are the same but for the order of float arithmetic, which may tip a
-value over the edge of one integer step. A scale that the rows of a batch share (dynamic quantization) costs far more,
-because the rows of the probe differ by `SPREAD`."""
+value over the edge of one integer step. What the rows of a batch share costs far more, because the rows of the probe
+differ by `SPREAD`."""
 SPREAD = 32.0
 
 _ALONE = "requests run one by one: "
@@ -32,16 +29,19 @@ def has_batch_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) 
     return all(spec.shape and not isinstance(spec.shape[0], int) for spec in (*inputs, *outputs))
 
 
-def warm_up(run: Run, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
+def warm_up(session: Session) -> str | None:
     """Run a model for the first time; where it has a batch axis, also two requests joined and each alone.
 
     Returns:
         Why requests must not be joined; None where they may be.
     """
-    joins = has_batch_axis(inputs, outputs)
+    run, inputs = session.run, session.inputs
+    joins = has_batch_axis(inputs, session.outputs) and not session.scales_by_run
     pair = [_request(inputs, seed, scale) for seed, scale in ((0, 1.0), (1, SPREAD))]
     try:
         alone = [run(feeds, ()) for feeds in (pair if joins else pair[:1])]
+        if session.scales_by_run:
+            return f"{_ALONE}dynamic quantization rounds all rows of a run on one scale"
         if not joins:
             return f"{_ALONE}an input or output has no symbolic first axis"
         whole = run({name: np.concatenate([feeds[name] for feeds in pair]) for name in pair[0]}, ())

@@ -43,12 +43,19 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((3, 16, 8, 8)).astype(np.float32)
 
 
+QUICK = """
+max_drop = 1.0
+threads = 1
+candidates = ["cleanup,quantize-static"]
+"""
+
+
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "own_cnn.py", tmp_path)
     recipe = (EXAMPLES / "own_cnn.toml").read_text()
     quick = re.sub(r"time_budget = \d+", "time_budget = 1", re.sub(r"epochs = \d+", "epochs = 2", recipe))
     assert quick != recipe
-    (tmp_path / "own_cnn.toml").write_text(quick.replace("max_drop = 0.03", "max_drop = 1.0\nthreads = 1"))
+    (tmp_path / "own_cnn.toml").write_text(quick.replace("max_drop = 0.03", QUICK))
     run(tmp_path, "-m", "onnx_lathe.converter", "convert", "own_cnn.toml", "-o", "out")
     found = Session(tmp_path / "out").run({"image": np.zeros((2, 1, 16, 16), np.float32)})
     assert found["logits"].shape == (2, 4)
@@ -123,3 +130,20 @@ def test_plain_onnxruntime_in_cpp(tmp_path: Path, bundle: Path, images: np.ndarr
         done = subprocess.run([program, *arguments], input=given, capture_output=True, check=False)
         assert done.returncode == 1
         assert message in done.stderr.decode()
+
+
+def test_a_client_of_the_service(tmp_path: Path, bundle: Path, images: np.ndarray) -> None:
+    np.savez(tmp_path / "x.npz", image=images)
+    command = [sys.executable, "-m", "onnx_lathe.converter", "serve", bundle, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stderr is not None
+            url = re.search(r"http://(\S+)", service.stderr.readline())
+            assert url
+            printed = run(tmp_path, EXAMPLES / "service_client.py", url[1], "bundle", "x.npz", "y.npz")
+        finally:
+            service.kill()
+    assert printed == "logits: float32 [3, 5]\n"
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "y.npz")["logits"], Session(bundle).run({"image": images})["logits"]
+    )

@@ -24,7 +24,7 @@ class Gated:
     def __init__(self, model: Path) -> None:
         self._session = Session(model, threads=1)
         self.path, self.inputs, self.outputs = self._session.path, self._session.inputs, self._session.outputs
-        self.warning = None
+        self.warning, self.scales_by_run = None, self._session.scales_by_run
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)

@@ -107,6 +107,32 @@ def test_sigterm_finishes_what_is_held_and_exits_with_0(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_a_run_that_nobody_waits_for_is_stopped(tmp_path: Path) -> None:
+    from tests.graphs import build
+
+    model = tmp_path / "slow.onnx"
+    model.write_bytes(build(SLOW).SerializeToString())
+    with process(str(model)) as (running, url):
+        until(lambda: get(f"{url}/v2/health/ready") == 200)
+
+        def ask(steps: int, microseconds: int) -> int:
+            entry = {"name": "steps", "shape": [1, 1], "datatype": "INT64", "data": [steps]}
+            body = json.dumps({"inputs": [entry], "parameters": {"timeout": microseconds}}).encode()
+            try:
+                with urllib.request.urlopen(f"{url}/v2/models/slow/infer", body, timeout=60) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code
+
+        assert ask(10**9, 100_000) == 504  # hours, if it were not stopped
+        assert ask(1, 30_000_000) == 200
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert "Traceback" not in err
+
+
 def test_keys_of_the_environment_never_show(tmp_path: Path) -> None:
     model = write(tmp_path / "linear.onnx", LINEAR)
     with process(str(model), "--host", "0.0.0.0", LATHE_SERVE_KEYS=KEY) as (running, url):
