@@ -209,7 +209,7 @@ def _tensor(field: str, spec: TensorSpec, skipped: int) -> str:
 
 def _alone(session: Session) -> str | None:
     """Return why Triton must not join requests; None where it may."""
-    if reason := warm.warm_up(session.run, session.inputs, session.outputs):
+    if reason := warm.warm_up(session):
         return reason
     if any(len(spec.shape) < 2 for spec in (*session.inputs, *session.outputs)):
         return "a tensor has no dimension but the batch, and Triton wants one"

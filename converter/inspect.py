@@ -121,7 +121,8 @@ def _latency(made: Estimate) -> Iterator[str]:
     least = "at least" if made.unknown else "about"
     yield (
         f"latency: {least} {1e3 * made.seconds:.3g} ms a call on this CPU with {made.peaks.threads} threads, estimated "
-        f"from the graph (on a quiet machine within a factor of {SEEN_WITHIN:g} on the models tried); `lathe bench` measures it"
+        f"from the graph (on a quiet machine within a factor of {SEEN_WITHIN:g} on the models tried); `lathe bench` "
+        "measures it"
     )
     if made.unknown:
         named = ", ".join(f"{node.name} ({node.op_type})" for node in made.unknown[:3])
