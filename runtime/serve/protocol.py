@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -221,11 +222,17 @@ def _tensor(name: str, entry: Mapping[str, Any], tail: memoryview) -> tuple[Arra
     return np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="), copy=True).reshape(shape), rest
 
 
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+"""Halves of characters, which JSON can spell and UTF-8 cannot."""
+
+
 def _shape(what: str, shape: Any) -> list[int]:
     if not isinstance(shape, list) or len(cast("list[Any]", shape)) > MAX_RANK:
         raise bad_request(f"{what} has no shape of at most {MAX_RANK} dimensions")
     sizes = cast("list[Any]", shape)
-    if not all(type(size) is int and 0 <= size < 2**63 for size in sizes) or math.prod(sizes) >= 2**63:
+    sound = all(type(size) is int and 0 <= size < 2**63 for size in sizes)
+    # A dimension of 0 must not hide what the others overflow, in bytes of the widest element.
+    if not sound or math.prod(max(size, 1) for size in sizes) >= 2**59:
         raise bad_request(f"{what} has a shape with other than sizes in it")
     return sizes
 
@@ -237,6 +244,8 @@ def _from_json(what: str, data: Any, shape: list[int], kind: str) -> Array:
     wanted = {BOOL: {bool}, BYTES: {str}}.get(kind, {int, float} if kind.startswith("FP") else {int})
     if odd := set(map(type, values)) - wanted:
         raise bad_request(f"{what} has {odd.pop().__name__} values in it, not {kind}")
+    if kind == BYTES and any(map(_SURROGATE.search, values)):
+        raise bad_request(f"{what} has a string that is not Unicode text")
     dtype = DTYPES[kind]
     try:
         with np.errstate(over="raise"):

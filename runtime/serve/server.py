@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from types import FrameType
 
@@ -19,6 +20,8 @@ from onnx_lathe.runtime.serve import app
 from onnx_lathe.runtime.serve.service import Service
 from onnx_lathe.runtime.serve.transport import TLS, context, listen
 
+_ANSWERING = 2
+"""Seconds after the grace period in which the last answers leave, before uvicorn cuts connections."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,12 +55,12 @@ class Server:
             server_header=False,
             proxy_headers=False,
             ws="none",
-            timeout_graceful_shutdown=max(1, round(grace)),
+            timeout_graceful_shutdown=math.ceil(grace) + _ANSWERING,
         )
         config.load()
         config.ssl = secure
         self._socket = listen(host, port)
-        self._server = _Uvicorn(config, service.drain)
+        self._server = _Uvicorn(config, service, grace)
         self.name = service.name
         self.url = _url(self._socket, secure=tls is not None)
 
@@ -96,15 +99,25 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn whose end begins with ``drain``, and whose process does not die of the signal that it obeyed."""
+    """uvicorn whose end drains a service, and whose process does not die of the signal that it obeyed."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._service, self._grace = service, grace
 
     def end(self) -> None:
-        self._drain()
+        self._service.drain()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the answers; what has none after the grace period is answered that the server ends."""
+        cut = asyncio.create_task(self._cut())
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._grace)
+        await self._service.stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

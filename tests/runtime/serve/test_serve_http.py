@@ -12,10 +12,12 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from onnx_lathe.runtime.serve.keys import Keys
 from onnx_lathe.runtime.serve.limits import Limits
+from onnx_lathe.runtime.serve.service import Service
 from onnx_lathe.runtime.session import Session
 from tests.graphs import LINEAR, write
-from tests.runtime.serve.conftest import Gated, Served
+from tests.runtime.serve.conftest import Gated, Served, running
 
 KINDS = """
 kinds (string[N] s, bool[N] b, float16[N] h, uint8[N] u, int64[N] i, double[N] d)
@@ -223,6 +225,18 @@ def test_deadlines_of_the_server_and_of_a_request(start: Start, gated: Gated) ->
     gated.gate.set()
 
 
+def test_what_the_grace_period_cuts_off_is_told(gated: Gated) -> None:
+    with running(Service("model", lambda: gated, Limits(), Keys(())), grace=0.1) as served:
+        gated.shut()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(served.ask, INFER, ONES)
+            assert gated.entered.acquire(timeout=20)
+            served.server.stop()
+            status, content, _ = waiting.result()
+            assert (status, content) == (503, {"error": "the server is stopping"})
+            gated.gate.set()
+
+
 def test_a_body_that_does_not_arrive_is_given_up(start: Start, linear: Path) -> None:
     served = start(Session(linear, threads=1), limits=Limits(timeout=0.05, max_requests=1))
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as raw:
@@ -281,9 +295,7 @@ def test_metrics_of_two_servers_are_apart(start: Start, linear: Path) -> None:
         assert name in text
     assert b'endpoint="infer"' not in two.ask("/metrics")[1]
 
-
 def test_it_lives_while_it_loads_and_is_not_ready(linear: Path) -> None:
-    from onnx_lathe.runtime.serve.keys import Keys
     from onnx_lathe.runtime.serve.server import Server
     from onnx_lathe.runtime.serve.service import Service
 

@@ -88,6 +88,8 @@ def test_any_bytes_are_a_request_or_refused(body: bytes, length: str | None) -> 
         ({"data": [1, 2, 3, 1e39]}, b"", "input 'x' has a number that FP32 does not hold"),
         ({"data": [1, 2, 3, 10**400]}, b"", "input 'x' has a number that FP32 does not hold"),
         ({"data": None}, b"", "input 'x' has no data"),
+        ({"data": [], "shape": [0, 2**62]}, b"", "input 'x' has a shape with other than sizes in it"),
+        ({"data": ["a", "b", "c", "\ud800"], "datatype": "BYTES"}, b"", "input 'x' has a string that is not Unicode"),
         ({"shape": [2**62, 2**62], "data": []}, b"", "input 'x' has a shape with other than sizes in it"),
         ({"shape": [-1, 2], "data": []}, b"", "input 'x' has a shape with other than sizes in it"),
         ({"shape": [1] * 33, "data": [1]}, b"", "input 'x' has no shape of at most 32 dimensions"),
