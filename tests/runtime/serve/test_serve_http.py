@@ -295,6 +295,7 @@ def test_metrics_of_two_servers_are_apart(start: Start, linear: Path) -> None:
         assert name in text
     assert b'endpoint="infer"' not in two.ask("/metrics")[1]
 
+
 def test_it_lives_while_it_loads_and_is_not_ready(linear: Path) -> None:
     from onnx_lathe.runtime.serve.server import Server
     from onnx_lathe.runtime.serve.service import Service
