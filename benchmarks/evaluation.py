@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import log_softmax, xlogy
 
-from onnx_lathe.benchmarks.metrics import argmax_agreement, default_metric, mean_cosine, predicted_classes
+from onnx_lathe.benchmarks.metrics import argmax_agreement, default_metric, mean_cosine, predicted_classes, to_average
 from onnx_lathe.benchmarks.proportions import paired_change, wilson
 from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.benchmarks.stats import Vector, bca_bootstrap
@@ -165,16 +165,19 @@ def evaluate(
         figures = (_accuracy(before, after),)
         shares = [*_flips(before, after), *shares]
         classes = _by_class(labels, before, after)
-        scores = tuple(_class_scores(output, labels, calibrated=finite and output.ndim == 2) for output in both)
+        calibrated = finite and original.ndim == 2
+        # Decided once, on the original: an approximation of a Softmax need not sum to 1.
+        given = calibrated and are_probabilities(original)
+        scores = tuple(_class_scores(output, labels, calibrated=calibrated, given=given) for output in both)
     elif kind == "numbers" and labels is not None and finite:
         scores = tuple(_number_scores(output, labels) for output in both)
     bootstrapped, averages = _bootstrap(scores, means, len(samples))
     return Evaluation(kind, len(samples), (*figures, *bootstrapped), (*shares, *averages), classes)
 
 
-def probabilities(output: Array) -> NDArray[np.float64]:
-    """Return the probabilities ``[..., classes]`` that scores are, or whose logits they are."""
-    return np.exp(_log_probabilities(output, given=are_probabilities(output)))
+def probabilities(output: Array, *, given: bool) -> NDArray[np.float64]:
+    """Return the probabilities ``[..., classes]`` that scores are (``given``), or whose logits they are."""
+    return np.exp(_log_probabilities(output, given=given))
 
 
 def are_probabilities(output: Array) -> bool:
@@ -226,11 +229,11 @@ def _by_class(labels: Array, before: Array, after: Array) -> tuple[ClassRecall, 
     return tuple(sorted(found, key=lambda item: item.change.value))
 
 
-def _class_scores(output: Array, labels: Array, *, calibrated: bool) -> _Scores:
+def _class_scores(output: Array, labels: Array, *, calibrated: bool, given: bool) -> _Scores:
     answers = predicted_classes(output)
     classes, codes = np.unique(np.concatenate([labels, answers]), return_inverse=True)
     truth, predicted = np.split(codes, 2)
-    width = len(classes)
+    width, averaged = len(classes), to_average(classes, labels)
     rows: list[sparse.csr_array] = [
         _one_hot(predicted, width, answers == labels),
         _one_hot(truth, width, np.ones(len(labels), bool)),
@@ -238,16 +241,15 @@ def _class_scores(output: Array, labels: Array, *, calibrated: bool) -> _Scores:
     ]
     names: list[tuple[str, Better, bool]] = [(name, "higher", True) for name in ("precision", "recall", "F1")]
     if calibrated:
-        confidence = probabilities(output).max(axis=1)
+        confidence = probabilities(output, given=given).max(axis=1)
         rows.append(sparse.csr_array(_calibration_rows(confidence, answers == labels)))
         names.append(("expected calibration error", "lower", True))
 
     def compute(sums: Vector, size: int) -> Vector:
-        hits, real, given = sums[: 3 * width].reshape(3, width)
-        # A NaN is answered with class -1: wrong for its label, but no class to average over.
-        here = (real + given > 0) & (classes >= 0)
-        hits, real, given = hits[here], real[here], given[here]
-        found = [hits / np.maximum(given, 1), hits / np.maximum(real, 1), 2 * hits / (real + given)]
+        hits, real, answered = sums[: 3 * width].reshape(3, width)
+        here = (real + answered > 0) & averaged
+        hits, real, answered = hits[here], real[here], answered[here]
+        found = [hits / np.maximum(answered, 1), hits / np.maximum(real, 1), 2 * hits / (real + answered)]
         error = [_calibration(sums[3 * width :], size)] if calibrated else []
         return np.array([*(values.mean() for values in found), *error])
 

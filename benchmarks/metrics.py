@@ -79,8 +79,7 @@ def f1_macro(output: Array, labels: Array) -> float:
     truth, predicted = np.split(codes, 2)
     hits = np.bincount(truth[truth == predicted], minlength=len(classes))
     sizes = np.bincount(truth, minlength=len(classes)) + np.bincount(predicted, minlength=len(classes))
-    # A NaN is predicted as class -1: wrong for its label, but no class to average over.
-    return float((2.0 * hits / sizes)[classes >= 0].mean())
+    return float((2.0 * hits / sizes)[to_average(classes, labels)].mean())
 
 
 def spearman(output: Array, labels: Array) -> float:
@@ -239,6 +238,11 @@ def predicted_classes(output: Array) -> NDArray[np.int64]:
     if output.dtype == object or output.ndim < 2 or output.shape[-1] < 2:
         raise _misfit("classes", output, "scores [samples, classes] of two classes or more")
     return np.where(np.isnan(output).any(axis=-1), np.int64(-1), output.argmax(axis=-1))
+
+
+def to_average(classes: Array, labels: Array) -> NDArray[np.bool_]:
+    """Return which classes a mean over classes takes: -1, which stands for a NaN, only where it is a label."""
+    return (classes != -1) | np.isin(classes, labels)
 
 
 def _agree(one: Array, other: Array) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ from onnx_lathe.runtime.errors import TrainingError
 
 _NOTES = "training.json"
 _PREFIX, _PART = "epoch-", ".part"
-_DAMAGES = (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, CheckpointException)
+_DAMAGES = (OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, CheckpointException)
 
 
 @dataclass

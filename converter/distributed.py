@@ -135,7 +135,12 @@ def parallel(network: nn.Module, strategy: Strategy, precision: str) -> nn.Modul
     if strategy == "fsdp":
         _shard(network, precision)
         return network
-    return DistributedDataParallel(network, device_ids=[device().index] if cuda else None, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        network,
+        device_ids=[device().index] if cuda else None,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,
+    )
 
 
 def frozen(network: nn.Module, strategy: Strategy, precision: str) -> None:

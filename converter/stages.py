@@ -7,6 +7,7 @@ after the key and appears under that name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from onnx_lathe.converter.launch import Led, alone
+from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import BundleError
 
 _RESULT = "result.json"
@@ -115,9 +117,10 @@ def run_stage(
 
     def found() -> dict[str, Any] | None:
         if (final / _RESULT).is_file():
-            record = json.loads((final / _RESULT).read_text())
-            if record["digest"] == _digest(final, record["value"]):
-                return record
+            with contextlib.suppress(json.JSONDecodeError):  # it was cut off with the machine's power
+                record = json.loads((final / _RESULT).read_text())
+                if record["digest"] == _digest(final, record["value"]):
+                    return record
             shutil.rmtree(final)
         part.mkdir(parents=True, exist_ok=True)
         return None
@@ -137,12 +140,6 @@ def run_stage(
         return Stage(name, final, adapter.validate_python(record["value"]), record["digest"], skipped=True)
     value = make(part)
     return Stage(name, final, value, led(finished)["digest"], skipped=False)
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key(depends: Mapping[str, Any], code: Sequence[str]) -> str:

@@ -280,7 +280,8 @@ def _own_randomness() -> Generator[None]:
 @contextmanager
 def _recomputing(network: nn.Module, wanted: bool) -> Generator[None]:
     """Keep no activations inside the network's blocks for the backward pass, but compute them again."""
-    chosen = distributed.blocks(network) if wanted else []
+    # A block that stands at two places is one.
+    chosen = list(dict.fromkeys(distributed.blocks(network))) if wanted else []
     for block in chosen:
         block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
     try:

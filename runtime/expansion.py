@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnx_lathe.runtime.errors import ModelFileError
 
@@ -19,6 +19,9 @@ MAX_ELEMENTS = 2**31
 """The most elements that constants may ask one tensor to have: 8 GiB of float32."""
 MAX_NODES = 1_000_000
 """The most nodes that a graph may have once its functions are written out: a model of 2 billion has some 10,000."""
+
+MAX_CALLS = 100
+"""The deepest that functions may call each other."""
 
 _NUMBERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
 _SMALL = 1024
@@ -40,13 +43,15 @@ def check_sizes(where: str, model: ModelProto) -> None:
 
 def _check_calls(where: str, model: ModelProto) -> None:
     """Check what functions come to: thirty that each call the next one twice are a billion nodes."""
-    bodies = {(function.domain, function.name): function.node for function in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
+    bodies = {(function.domain, function.name, function.overload): function.node for function in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
 
-    def size(nodes: Iterable[NodeProto], callers: tuple[tuple[str, str], ...]) -> int:
+    def size(nodes: Iterable[NodeProto], callers: tuple[tuple[str, str, str], ...]) -> int:
         total = 0
+        if len(callers) > MAX_CALLS:
+            raise _hostile(where, f"functions that call each other {len(callers)} deep", f"at most {MAX_CALLS}")
         for node in nodes:
-            key = (node.domain, node.op_type)
+            key = (node.domain, node.op_type, node.overload)
             if key in callers:
                 raise _hostile(f"{where}: function {node.op_type!r}", "a function that calls itself", "none that does")
             if key in bodies and key not in sizes:
@@ -77,7 +82,7 @@ def _check_nodes(where: str, nodes: Sequence[NodeProto], known: dict[str, list[i
         if node.op_type == "Constant":
             values = ((node.output[0], item.t) for item in node.attribute if item.HasField("t"))
             known.update(_integers(values))
-            known.update((node.output[0], list(item.ints)) for item in node.attribute if item.name == "value_ints")
+            known.update((node.output[0], found) for item in node.attribute if (found := _spelled(item)))
         count = _ASKS[node.op_type](node, known) if node.op_type in _ASKS and node.domain in ("", "ai.onnx") else 0
         if count > MAX_ELEMENTS:
             asked = f"constants that ask for {count} elements"
@@ -102,6 +107,22 @@ def _integers(tensors: Iterable[tuple[str, TensorProto]]) -> Iterable[tuple[str,
         if inline and tensor.data_type in _NUMBERS and math.prod(tensor.dims) <= _SMALL:
             numbers: list[float] = np.ravel(numpy_helper.to_array(tensor)).tolist()
             yield name, [int(number) for number in numbers if math.isfinite(number)]
+
+
+def _spelled(item: AttributeProto) -> list[int]:
+    """Return the numbers, cut to whole ones, that an attribute of a Constant spells out."""
+    numbers: Mapping[str, Iterable[float]] = {
+        "value_int": (item.i,),
+        "value_ints": item.ints,
+        "value_float": (item.f,),
+        "value_floats": item.floats,
+    }
+    return [int(number) for number in numbers.get(item.name, ()) if math.isfinite(number)]
+
+
+def _resized(node: NodeProto, known: Mapping[str, list[int]]) -> int:
+    """Return the sizes of a Resize, or its scales: the least that its result is larger than its input by."""
+    return max((math.prod(map(abs, known.get(name, []))) for name in node.input[1:]), default=0)
 
 
 def _product(index: int) -> Callable[[NodeProto, Mapping[str, list[int]]], int]:
@@ -139,6 +160,9 @@ _ASKS: Mapping[str, Callable[[NodeProto, Mapping[str, list[int]]], int]] = {
     "OneHot": _product(1),
     "Pad": _pads,
     "Range": _range,
+    "Resize": _resized,
+    "Upsample": _resized,
+    **dict.fromkeys(("HannWindow", "HammingWindow", "BlackmanWindow"), _product(0)),
     "RandomNormal": _shape,
     "RandomUniform": _shape,
 }

@@ -112,6 +112,13 @@ def decrypt(sealed: Path, output: Path, identity: Path) -> Path:
         _unpack(sealed, identity, lambda name, _, content: _write(part / name, content))
         bundles.open_bundle(part)
         os.rename(part, output)
+    except OSError as error:
+        raise BundleError(
+            str(output),
+            got=f"a disk that does not take it: {error.strerror}",
+            expected="room and the right to write there",
+            mend="Make room, or give another output.",
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return output
@@ -206,8 +213,13 @@ def _unpack(sealed: Path, identity: Path, take: Callable[[str, int, io.BufferedR
             expected=f"one of the recipients of {sealed.name}",
             mend="Give the identity whose public key `lathe encrypt` was given.",
         ) from None
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, ValueError) as error:
         raise _damaged(sealed) from error
+    except OSError as error:
+        # age's own have no number; those that have one are of a disk.
+        if error.errno is None:
+            raise _damaged(sealed) from error
+        raise
 
 
 def _read_tar(sealed: Path, pipe: IO[bytes], take: Callable[[str, int, io.BufferedReader], None]) -> None:
@@ -254,7 +266,8 @@ def _through(work: Callable[[IO[bytes]], None], mode: str) -> Generator[IO[bytes
         if failed and not isinstance(failed[0], BrokenPipeError):
             raise failed[0] from None
         raise
-    thread.join()
+    finally:
+        thread.join()
     if failed:
         raise failed[0]
 

@@ -45,6 +45,13 @@ def new_key(private: Path) -> Path:
     ec: Any = importlib.import_module("cryptography.hazmat.primitives.asymmetric.ec")
     serialization: Any = importlib.import_module("cryptography.hazmat.primitives.serialization")
     public = private.with_suffix(".pub")
+    if public == private:
+        raise SecretError(
+            str(private),
+            got="the name of a public key",
+            expected="another ending than .pub",
+            mend="Call it me.pem, say.",
+        )
     if public.exists():
         raise SecretError(str(public), got="a file that exists", expected="a new file", mend="Give another path.")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -111,7 +118,9 @@ def verify(bundle: Path, key: Path) -> Mapping[str, str]:
     if not (bundle / SIGNATURE).is_file():
         raise _unsigned(bundle)
     found = digests(bundle)
-    verify_digests(found, (bundle / SIGNATURE).read_bytes(), key, str(bundle))
+    with (bundle / SIGNATURE).open("rb") as file:
+        signature = file.read(MAX_SIGNATURE_BYTES + 1)
+    verify_digests(found, signature, key, str(bundle))
     return found
 
 
@@ -128,7 +137,7 @@ def verify_digests(found: Mapping[str, str], signature: bytes | None, key: Path,
     if len(signature) > MAX_SIGNATURE_BYTES:
         raise SignatureError(
             where,
-            got=f"a signature of {len(signature)} bytes",
+            got=f"a signature of {len(signature)} bytes or more",
             expected=f"at most {MAX_SIGNATURE_BYTES}",
             mend="Do not use it: get it again from who signed it.",
         )

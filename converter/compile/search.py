@@ -20,11 +20,12 @@ from onnx_lathe.converter.compile.certify import Judge
 from onnx_lathe.converter.compile.space import Candidate
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
-from onnx_lathe.converter.stages import file_digest, run_stage
+from onnx_lathe.converter.stages import run_stage
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime import loading, tensors
+from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import UnsupportedModelError
 
 _PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")

@@ -27,7 +27,8 @@ T = TypeVar("T")
 CLIENT_LEFT = 499
 """The status that is counted, never sent, where the client left before its answer."""
 LARGE = 2**20
-"""Bytes of a body above which it is decoded in a thread, so that the event loop answers others meanwhile."""
+"""Bytes above which a request is decoded and an answer encoded in a thread, so that the event loop answers others
+between their steps; within one, JSON holds Python's lock."""
 
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no key: who watches over servers has none."""
@@ -107,7 +108,11 @@ class _Endpoints:
             limits = [seconds for seconds in (limit, wanted.timeout) if seconds is not None]
             deadline = start + min(limits) if limits else None
             results = await _unless_left(request.receive, service.infer(wanted, deadline))
-            content, header = protocol.encode(service.name, wanted, results)
+            size = sum(values.nbytes for values in results.values())
+            encoding = (service.name, wanted, results)
+            content, header = (
+                protocol.encode(*encoding) if size < LARGE else await asyncio.to_thread(protocol.encode, *encoding)
+            )
         if header is None:
             return Response(content, media_type="application/json")
         headers = {protocol.HEADER_LENGTH: str(header)}
@@ -160,6 +165,9 @@ class _Guard:
             answer = _error(unauthorized())
         try:
             await answer(scope, receive, counted)
+        except Exception:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            raise
         finally:
             endpoint = "infer" if path.endswith("/infer") else "other"
             self._service.metrics.requests.labels(endpoint, str(int(status))).inc()

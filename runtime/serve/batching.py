@@ -34,6 +34,7 @@ class Run(Protocol):
 
 
 Answer = Mapping[str, Array] | TensorError
+_STOPPING = "the server is stopping"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ class Batcher:
     def __init__(self, run: Run, *, joins: bool, limits: Limits, metrics: Metrics) -> None:
         self._run, self._joins, self._limits, self._metrics = run, joins, limits, metrics
         self._waiting: deque[_Job] = deque()
+        self._closed = False
         self._arrival = asyncio.Event()
         self._turn = asyncio.Lock()
         self._threads = ThreadPoolExecutor(limits.runs, "run")
@@ -81,6 +83,8 @@ class Batcher:
             TensorError: The model cannot run on these values.
             RequestError: The deadline passed, or the server ends.
         """
+        if self._closed:
+            raise unavailable(_STOPPING)
         loop = asyncio.get_running_loop()
         rows, alike = _alike(feeds) if self._joins else (1, None)
         job = _Job(feeds, tuple(outputs), loop.create_future(), loop.time(), rows, alike)
@@ -100,11 +104,12 @@ class Batcher:
 
     async def close(self) -> None:
         """Stop; what still waits is answered that the server ends. A run is stopped."""
+        self._closed = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for job in self._waiting:
-            _settle(job, unavailable("the server is stopping"))
+            _settle(job, unavailable(_STOPPING))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _count(self) -> None:
@@ -148,30 +153,36 @@ class Batcher:
         return jobs
 
     async def _compute(self, jobs: list[_Job]) -> None:
-        loop = asyncio.get_running_loop()
+        """Run jobs together; where that fails, one by one those that somebody still waits for."""
+        try:
+            answers = await self._in_thread(jobs) if len(jobs) > 1 else None
+            for number, job in enumerate(jobs):
+                if answers is not None:
+                    _settle(job, answers[number])
+                elif not job.answer.done() and (alone := await self._in_thread([job])) is not None:
+                    _settle(job, alone[0])
+        except asyncio.CancelledError:
+            for job in jobs:
+                _settle(job, unavailable(_STOPPING))
+            raise
+
+    async def _in_thread(self, jobs: list[_Job]) -> list[Answer] | None:
+        """Return the answers of one run; None where it failed, and then a defect was told to those who wait."""
         stop = Stop()
         for job in jobs:
             job.answer.add_done_callback(lambda _: stop() if all(each.answer.done() for each in jobs) else None)
         requests = [(job.feeds, job.outputs, job.rows) for job in jobs]
-        run = loop.run_in_executor(self._threads, self._answers, requests, stop)
-        try:
-            await asyncio.wait([run])
-        except asyncio.CancelledError:
-            for job in jobs:
-                _settle(job, unavailable("the server is stopping"))
-            raise
+        run = asyncio.get_running_loop().run_in_executor(self._threads, self._answers, requests, stop)
+        await asyncio.wait([run])
         if (failure := run.exception()) is not None:  # a defect, or memory: the worker goes on, nobody hangs
             for job in jobs:
                 _settle(job, failure)
-            return
-        for job, answer in zip(jobs, run.result(), strict=True):
-            _settle(job, answer)
+            return None
+        return run.result()
 
-    def _answers(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]], stop: Stop) -> list[Answer]:
-        """Run the jobs, in a thread."""
-        if len(jobs) > 1 and (answers := self._together(jobs, stop)) is not None:
-            return answers
-        return [self._alone(feeds, outputs, rows, stop) for feeds, outputs, rows in jobs]
+    def _answers(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]], stop: Stop) -> list[Answer] | None:
+        """Run jobs at once, in a thread; None where several could not be run together."""
+        return [self._alone(*jobs[0], stop)] if len(jobs) == 1 else self._together(jobs, stop)
 
     def _together(self, jobs: Sequence[tuple[Feeds, tuple[str, ...], int]], stop: Stop) -> list[Answer] | None:
         """Return the answers of one run; None where it failed, or an output does not have a row for each of input."""

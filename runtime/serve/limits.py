@@ -16,7 +16,7 @@ class Limits:
         max_delay: Seconds that a request may wait for others to join it; at 0 those join that wait anyway.
         max_requests: Inference requests held at once: being read, waiting or running. More are answered 429.
         max_body: Bytes of a body; a larger one is answered 413.
-        timeout: Seconds from the first byte of a request to its answer; None for no limit.
+        timeout: Seconds from the end of a request's headers to its answer; None for no limit.
         runs: Runs at the same time; each uses the session's threads.
 
     Raises:

@@ -168,6 +168,8 @@ def _name(entry: Mapping[str, Any], what: str) -> str:
     name = entry.get("name")
     if not isinstance(name, str):
         raise bad_request(f"{what} has no name")
+    if len(name) > MAX_NAME:
+        raise bad_request(f"{what} has a name of {len(name)} characters; {MAX_NAME} are allowed")
     return name
 
 
@@ -221,6 +223,8 @@ def _tensor(name: str, entry: Mapping[str, Any], tail: memoryview) -> tuple[Arra
     # A copy, because the tensor may begin at any byte of the body.
     return np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="), copy=True).reshape(shape), rest
 
+
+MAX_NAME = 1000
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 """Halves of characters, which JSON can spell and UTF-8 cannot."""

@@ -22,6 +22,8 @@ from onnx_lathe.runtime.serve.transport import TLS, context, listen
 
 _ANSWERING = 2
 """Seconds after the grace period in which the last answers leave, before uvicorn cuts connections."""
+_MAX_HEADERS = 2**16
+"""Bytes of the headers of a request."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -55,6 +57,9 @@ class Server:
             server_header=False,
             proxy_headers=False,
             ws="none",
+            # Its sibling httptools knows no limit of headers.
+            http="h11",
+            h11_max_incomplete_event_size=_MAX_HEADERS,
             timeout_graceful_shutdown=math.ceil(grace) + _ANSWERING,
         )
         config.load()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_lathe.runtime.errors import InputError
+from onnx_lathe.runtime.secrets import read_secret
 
 BACKLOG = 2048
 
@@ -56,6 +57,7 @@ def context(tls: TLS) -> ssl.SSLContext:
     """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
+    read_secret(tls.key, "the private key of a TLS certificate")
     # A password is offered, an empty one, lest OpenSSL asks for it on the terminal.
     _load("TLS certificate and key", lambda: made.load_cert_chain(tls.certificate, tls.key, password=""))
     if (ca := tls.client_ca) is not None:

@@ -244,3 +244,8 @@ def test_what_cannot_be_judged_is_refused():
         judge("r2", outputs, outputs, samples(labels), 0.01)
     with pytest.raises(TensorError, match="expected scores"):
         judge("accuracy", {"y": logits[:, :1]}, {"y": logits[:, :1]}, samples(labels), 0.01)
+
+
+def test_a_class_that_is_called_minus_one_is_averaged() -> None:
+    labels, answers = np.array([-1, -1, 1, 1, 1]), np.array([-1, 1, 1, 1, -1])
+    assert f1_macro(answers, labels) == pytest.approx(f1_score(labels, answers, average="macro"))

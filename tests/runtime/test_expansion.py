@@ -112,3 +112,27 @@ def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x08\x0a" + field(7, graph))
     with pytest.raises(ModelFileError, match="got bytes that are not ONNX"):
         check_model_file(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = Constant <value_int = 1099511627776> () r = Range (zero, h, one) c = Cast <to = 1> (r) y = ReduceSum (c)",
+        "r = Resize (x, , scales) y = ReduceSum (r)",
+        "r = HannWindow (huge) y = ReduceSum (r)",
+    ],
+)
+def test_other_ways_to_spell_a_size_are_read(body: str, tmp_path: Path) -> None:
+    text = f"""
+    g (float[1, 1, 1, 1] x) => (float[n] y)
+    <int64 zero = {{0}}, int64 one = {{1}}, int64 huge = {{1099511627776}}, float[4] scales = {{1, 1, 1e6, 1e6}}>
+    {{ {body} }}
+    """
+    with pytest.raises(ModelFileError, match="got constants that ask for 10"):
+        check_model_file(write(tmp_path / "m.onnx", text))
+
+
+def test_a_long_chain_of_functions_is_refused(tmp_path: Path) -> None:
+    calls = {f"f{level}": [f"f{level + 1}"] for level in range(1200)} | {"f1200": []}
+    with pytest.raises(ModelFileError, match=r"m.onnx: got functions that call each other \d+ deep, expected at most"):
+        check_model_file(with_functions(calls, tmp_path / "m.onnx"))

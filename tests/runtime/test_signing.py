@@ -109,6 +109,12 @@ def test_another_key_is_refused(signed: Path, bundle: Path, tmp_path: Path) -> N
         signing.new_key(tmp_path / "other.pem")
 
 
+def test_a_private_key_is_not_called_like_a_public_one(tmp_path: Path) -> None:
+    with pytest.raises(SecretError, match=r"me.pub: got the name of a public key, expected another ending than .pub"):
+        signing.new_key(tmp_path / "me.pub")
+    assert not list(tmp_path.iterdir())
+
+
 def test_keys_that_cannot_be_used_are_named_and_not_shown(signed: Path, bundle: Path, tmp_path: Path) -> None:
     pem, der = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     locked = serialization.BestAvailableEncryption(b"word")

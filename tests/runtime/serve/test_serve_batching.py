@@ -176,6 +176,35 @@ def test_an_expired_request_is_dropped_from_the_queue() -> None:
     assert attempt(case).runs == [[0]]
 
 
+def test_after_a_failed_run_who_left_is_not_run_again() -> None:
+    async def case(batcher: Batcher, run: Doubler) -> None:
+        first = await occupied(batcher, run)
+        gone, bad, kept = ask(batcher, 1, 13, 2)
+        await asyncio.sleep(0)
+        run.gate.set()
+        await first
+        while len(run.runs) < 2:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        with pytest.raises(TensorError):
+            await bad
+        assert (await kept)["y"].tolist() == [[4]]
+
+    runs = attempt(case).runs
+    assert runs[:2] == [[0], [1, 13, 2]]
+    assert [13] in runs
+    assert [2] in runs
+
+
+def test_who_comes_after_the_end_is_told() -> None:
+    async def case(batcher: Batcher, run: Doubler) -> None:
+        await batcher.close()
+        with pytest.raises(RequestError, match="the server is stopping"):
+            await batcher.infer(request(1), (), None)
+
+    attempt(case)
+
+
 def test_the_end_answers_what_waits() -> None:
     async def case(batcher: Batcher, run: Doubler) -> None:
         first = await occupied(batcher, run)

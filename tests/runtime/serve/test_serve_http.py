@@ -160,6 +160,7 @@ def test_a_defect_is_answered_without_its_insides(start: Start, gated: Gated) ->
     served.service._batcher._run = broken
     status, content, _ = served.ask(INFER, ONES)
     assert (status, content) == (500, {"error": "an error inside the server"})
+    served.until(lambda: served.metric('lathe_requests_total{endpoint="infer",status="500"}') == 1)
 
 
 def test_unknown_paths_and_methods_are_answered_in_json(start: Start, linear: Path) -> None:

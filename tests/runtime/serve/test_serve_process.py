@@ -167,6 +167,8 @@ def certificates(folder: Path) -> TLS:
     (folder / "key.pem").write_bytes(plain)
     sealed = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x"))
     (folder / "sealed.pem").write_bytes(sealed)
+    for file in folder.glob("*.pem"):
+        file.chmod(0o600)
     return TLS(folder / "cert.pem", folder / "key.pem", folder / "cert.pem")
 
 
