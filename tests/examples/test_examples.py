@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 
 from onnx_lathe.runtime.bundle import open_bundle, write_bundle
 from onnx_lathe.runtime.session import Session
@@ -140,6 +142,11 @@ def test_a_client_of_the_service(tmp_path: Path, bundle: Path, images: np.ndarra
             assert service.stderr is not None
             url = re.search(r"http://(\S+)", service.stderr.readline())
             assert url
+            with triton.InferenceServerClient(url[1]) as client:
+                end = time.monotonic() + 60
+                while not client.is_server_ready():
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
             printed = run(tmp_path, EXAMPLES / "service_client.py", url[1], "bundle", "x.npz", "y.npz")
         finally:
             service.kill()
