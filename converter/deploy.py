@@ -18,6 +18,7 @@ from onnx_lathe.runtime.serve import warm
 from onnx_lathe.runtime.serve.datatypes import check_datatypes, datatype
 from onnx_lathe.runtime.session import Session
 from onnx_lathe.runtime.signing import SIGNATURE
+from onnx_lathe.runtime.staged import make_folder
 from onnx_lathe.runtime.tensors import TensorSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -135,7 +136,7 @@ def deploy(
         raise InputError(str(target), got="something that lies there", expected="nothing", mend="Give another output.")
     opened = open_bundle(source)
     root = folder.absolute().parent
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{folder.name}.") as scratch:
         place = Path(scratch) / "made"
         place.mkdir()

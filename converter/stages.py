@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from onnx_lathe.converter.launch import Led, alone
 from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import BundleError
+from onnx_lathe.runtime.staged import make_folder
 
 _RESULT = "result.json"
 _VERSIONS = (
@@ -70,7 +71,7 @@ def locked(folder: Path) -> Generator[None]:
     Raises:
         BundleError: Another process works there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +127,7 @@ def run_stage(
         return None
 
     def finished() -> dict[str, Any]:
-        plain = json.loads(json.dumps(adapter.dump_python(value, mode="json")))
+        plain = json.loads(json.dumps(adapter.dump_python(value), default=str))
         record = {"value": plain, "digest": _digest(part, plain)}
         (part / _RESULT).write_text(json.dumps(record))
         os.replace(part, final)

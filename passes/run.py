@@ -17,6 +17,7 @@ from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import OracleError
 from onnx_lathe.runtime.samples import Samples
+from onnx_lathe.runtime.staged import make_folder
 
 CHECK_SAMPLES = 4
 """Samples that the oracle runs: it compares arithmetic with arithmetic, so a few suffice."""
@@ -67,7 +68,7 @@ def apply(
         OracleError: An edit computed something else than it must; nothing is written.
     """
     done: list[Applied] = []
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         current = source
         for number, request in enumerate(requests):

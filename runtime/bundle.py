@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypedDict, cast
 
 from onnx_lathe.runtime.errors import BundleError
 from onnx_lathe.runtime.providers import cpu_class
+from onnx_lathe.runtime.staged import make_folder
 
 SCHEMA = 1
 """Version of the manifest; a reader refuses another."""
@@ -77,7 +78,7 @@ def write_bundle(folder: Path, files: Mapping[str, Path], manifest: Mapping[str,
             mend="Make the bundle again.",
         )
     check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -256,7 +257,12 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     if not folder.exists():
         raise _broken(folder, "no such folder", "a bundle", mend="Give the path of a bundle.")
     if not path.is_file():
-        raise _broken(folder, f"no {MANIFEST}", "a bundle", mend="Give the path of a bundle, or of an .onnx file.")
+        raise _broken(
+            folder,
+            f"no {MANIFEST}",
+            "a bundle",
+            mend="Give the folder that `lathe convert` or `compile` wrote.",
+        )
     return parse_manifest(path.read_bytes(), folder)
 
 

@@ -89,6 +89,10 @@ class MeasurementError(LatheError):
     """A measurement could not be taken: a worker failed, or no benchmark ran."""
 
 
+class OutputError(InputError):
+    """Nothing can be written where it was asked for."""
+
+
 class SignatureError(InputError):
     """A signature is missing, does not fit the files, or its key cannot be used."""
 

@@ -24,7 +24,7 @@ from onnx_lathe.runtime import signing
 from onnx_lathe.runtime.errors import BundleError, SecretError
 from onnx_lathe.runtime.extras import require
 from onnx_lathe.runtime.secrets import read_secret
-from onnx_lathe.runtime.staged import staged
+from onnx_lathe.runtime.staged import make_folder, staged
 
 _MAGIC = (b"age-encryption.org/", b"-----BEGIN AGE ENCRYPTED FILE-----")
 _IDENTITY = "AGE-SECRET-KEY-"
@@ -103,7 +103,7 @@ def decrypt(sealed: Path, output: Path, identity: Path) -> Path:
         raise BundleError(
             str(output), got="something that lies there", expected="a new folder", mend="Give another output."
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     output = output.resolve()
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)

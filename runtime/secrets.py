@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from onnx_lathe.runtime.errors import SecretError
+from onnx_lathe.runtime.staged import make_folder
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -36,6 +37,7 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         SecretError: Something lies there already.
     """
+    make_folder(path.parent)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -20,6 +20,8 @@ LOG_FATAL_ONLY = 4
 """onnxruntime's severity: what it would log below this is in the errors that are raised."""
 
 
+MAX_THREADS = 1024
+"""More threads than any machine has cores take onnxruntime minutes to start."""
 _SCALED_BY_RUN = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 
 
@@ -173,10 +175,13 @@ def session_options(threads: int, *, optimize: bool = True) -> Any:
     """Return onnxruntime's ``SessionOptions`` as every session of ours has them.
 
     Raises:
-        InputError: ``threads`` is under 1.
+        InputError: ``threads`` is under 1 or over `MAX_THREADS`.
     """
-    if threads < 1:
-        raise InputError("threads", got=str(threads), expected="at least 1", mend="Give a positive number of threads.")
+    if not 1 <= threads <= MAX_THREADS:
+        expected = f"1 to {MAX_THREADS}"
+        raise InputError(
+            "threads", got=str(threads), expected=expected, mend="Give as many as there are cores, or fewer."
+        )
     onnxruntime = providers.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

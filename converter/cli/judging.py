@@ -48,11 +48,23 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     provider: Annotated[str | None, typer.Option(help="Where to run.", show_default="the bundle's, or cpu")] = None,
     threads: Threads = None,
+    require_signature: Annotated[
+        Path | None, typer.Option(help="The public key (PEM) that must have signed the bundle.")
+    ] = None,
+    identity: Annotated[Path | None, typer.Option(help="The age identity that opens an encrypted bundle.")] = None,
 ) -> None:
     """Run a model once on the arrays of an .npz."""
     from onnx_lathe.converter.run import run
 
-    outputs = run(model, input_file, output, provider=provider, threads=threads)
+    outputs = run(
+        model,
+        input_file,
+        output,
+        provider=provider,
+        threads=threads,
+        require_signature=require_signature,
+        identity=identity,
+    )
     shapes = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     for name, shape in shapes.items():
         console.print(f"{name}: {shape['dtype']} {shape['shape']}", markup=False)

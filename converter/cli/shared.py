@@ -33,7 +33,7 @@ Provider = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a session.", show_default="all allowed cores")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="accuracy, f1_macro, spearman, cosine, ...", show_default="what fits the data"),
+    typer.Option(help="accuracy, f1_macro, spearman, mean_cosine, ...", show_default="what fits the data"),
 ]
 MaxDrop = Annotated[float, typer.Option(min=0.0, max=1.0, help="How much of the metric (0..1) may be lost.")]
 

@@ -115,8 +115,10 @@ def sign(
 ) -> None:
     """Sign every file of a bundle: OpenSSF model signing with a local key."""
     from onnx_lathe.runtime import signing
+    from onnx_lathe.runtime.bundle import open_bundle
 
     if new_key:
+        open_bundle(bundle)
         public = signing.new_key(key)
         console.print(f"{public} is for those who verify; {key} stays with you.", markup=False)
     signature = signing.sign(bundle, key)

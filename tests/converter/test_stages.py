@@ -96,3 +96,12 @@ def test_an_interrupted_stage_finds_what_it_had_left(tmp_path: Path) -> None:
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(BundleError, match="another run is at work"), locked(tmp_path):
         pass
+
+
+def test_a_value_that_is_infinite_is_found_again(tmp_path: Path) -> None:
+    def make(folder: Path) -> tuple[float, ...]:
+        return (float("inf"), 1.5)
+
+    first = run_stage(tmp_path, "s", {}, (), make, tuple[float, ...])
+    again = run_stage(tmp_path, "s", {}, (), make, tuple[float, ...])
+    assert (first.value, again.value, again.skipped) == ((float("inf"), 1.5), (float("inf"), 1.5), True)

@@ -130,7 +130,7 @@ def test_a_run_that_fails_inside_says_why(tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_threads_must_be_positive(linear: Path) -> None:
-    with pytest.raises(InputError, match="threads: got 0, expected at least 1"):
+    with pytest.raises(InputError, match="threads: got 0, expected 1 to 1024"):
         Session(linear, threads=0)
 
 

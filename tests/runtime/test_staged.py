@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from onnx_lathe.runtime.errors import OutputError
 from onnx_lathe.runtime.staged import staged
 
 
@@ -28,3 +29,15 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="half written"), staged(target) as part:
         fail(part)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"got a folder, expected the name of a file"), staged(tmp_path):
+        pass
+    with (
+        pytest.raises(OutputError, match=r"file: got a folder that cannot be made \(\w"),
+        staged(tmp_path / "file" / "x"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
