@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -16,12 +15,12 @@ from onnx_lathe.runtime.bundle import MANIFEST, MODEL, Bundle, open_bundle
 from onnx_lathe.runtime.errors import InputError, ProviderError, UnsupportedModelError
 from onnx_lathe.runtime.serve import warm
 from onnx_lathe.runtime.serve.datatypes import check_datatypes, datatype
+from onnx_lathe.runtime.serve.serve import check_name
 from onnx_lathe.runtime.session import Session
 from onnx_lathe.runtime.signing import SIGNATURE
 from onnx_lathe.runtime.staged import make_folder
 from onnx_lathe.runtime.tensors import TensorSpec
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TRITON_PROVIDERS = {
     "cpu": ("KIND_CPU", None),
     "cuda": ("KIND_GPU", None),
@@ -80,13 +79,7 @@ class _Wanted:
     threads: int | None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InputError(
-                "name",
-                got=repr(self.name),
-                expected="letters, digits and any of . _ -",
-                mend="Give another with --name.",
-            )
+        check_name(self.name)
         for option, low in (("max_batch", 1), ("max_delay", 0), ("replicas", 1), ("threads", 1)):
             value = getattr(self, option)
             if value is not None and value < low:

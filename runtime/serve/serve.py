@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_lathe.runtime.errors import InputError
+from onnx_lathe.runtime.errors import InputError, ModelFileError
 from onnx_lathe.runtime.extras import require
 from onnx_lathe.runtime.serve.keys import VARIABLE, Keys, read_keys
 from onnx_lathe.runtime.serve.limits import Limits
@@ -15,6 +16,8 @@ from onnx_lathe.runtime.session import Session
 
 if TYPE_CHECKING:
     from onnx_lathe.runtime.serve.server import Server
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def serve(
@@ -64,19 +67,35 @@ def serve(
     from onnx_lathe.runtime.serve.server import Server
     from onnx_lathe.runtime.serve.service import Service
 
+    name = name or model_name(Path(model))
+    check_name(name)
     keys = read_keys(None if keys_file is None else Path(keys_file))
     _check_exposure(host, keys, tls, allow_anonymous)
+    if not Path(model).exists():
+        raise ModelFileError(str(model), got="no such file", expected="a model or a bundle", mend="Check the path.")
 
     def open_session() -> Session:
         return Session(
             model, provider=provider, threads=threads, require_signature=require_signature, identity=identity
         )
 
-    service = Service(name or model_name(Path(model)), open_session, limits or Limits(), keys)
+    service = Service(name, open_session, limits or Limits(), keys)
     server = Server(service, host, port, tls, grace)
     if started is not None:
         started(server)
     server.run()
+
+
+def check_name(name: str) -> None:
+    """Check that clients can ask for a model by ``name``, which stands in paths.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            "name", got=repr(name), expected="letters, digits and any of . _ -", mend="Give another with --name."
+        )
 
 
 def model_name(model: Path) -> str:

@@ -28,6 +28,8 @@ FORMS = (
     "prune{ratio=0.3}",
     "quantize-dynamic",
     "quantize-static",
+    "quantize-dynamic{weight_exponent=-8}",
+    "sparsify",
     "cleanup,prune{ratio=0.3},quantize-static",
 )
 
