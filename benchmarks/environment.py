@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import psutil
 
 from onnx_lathe.runtime import machine
+from onnx_lathe.runtime.extras import installed_version
 from onnx_lathe.runtime.providers import cpu_class, default_threads
 
 _PACKAGES = ("onnx-lathe", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "numpy", "torch")
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "governor": machine.governor(),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
         "load": machine.load(),
     }
 
@@ -44,10 +44,3 @@ def differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what makes two environments unlike, each as "key: a's, b's"; nothing where they are alike."""
     keys = [key for key in {**a, **b} if key not in _PASSING]
     return tuple(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys if a.get(key) != b.get(key))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,6 +26,7 @@ from pydantic import TypeAdapter
 from onnx_lathe.converter.launch import Led, alone
 from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import BundleError
+from onnx_lathe.runtime.extras import installed_version
 from onnx_lathe.runtime.staged import make_folder
 
 _RESULT = "result.json"
@@ -145,7 +145,7 @@ def run_stage(
 
 def _key(depends: Mapping[str, Any], code: Sequence[str]) -> str:
     total = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
-    installed = {distribution: _version(distribution) for distribution in _VERSIONS}
+    installed = {distribution: installed_version(distribution) for distribution in _VERSIONS}
     total.update(json.dumps(installed, sort_keys=True).encode())
     for module in sorted(set(code)):
         total.update(_code_digest(module))
@@ -159,13 +159,6 @@ def _code_digest(module: str) -> bytes:
     for source in sorted(_sources(module)):
         total.update(source.read_bytes())
     return total.digest()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _sources(module: str) -> Iterator[Path]:

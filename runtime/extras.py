@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 from onnx_lathe.runtime.errors import DependencyError
@@ -25,3 +26,11 @@ def require(*modules: str, extra: str) -> None:
                 expected=f"the packages of the extra {extra!r}",
                 mend=f'Run: pip install "onnx-lathe[{extra}]"',
             )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -12,8 +12,8 @@ import io
 import os
 import shutil
 import tarfile
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,30 +246,23 @@ def _through(work: Callable[[IO[bytes]], None], mode: str) -> Generator[IO[bytes
     """
     reader, writer = os.pipe()
     there, here = (reader, writer) if mode == "r" else (writer, reader)
-    failed: list[BaseException] = []
 
     def run() -> None:
-        try:
-            with os.fdopen(there, f"{mode}b") as end:
-                work(end)
-        except BaseException as error:  # noqa: BLE001 - raised again where the thread is joined
-            failed.append(error)
+        with os.fdopen(there, f"{mode}b") as end:
+            work(end)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        with os.fdopen(here, "wb" if mode == "r" else "rb") as end:
-            yield end
-    except (BrokenPipeError, tarfile.TarError):
-        # What broke the pipe is the error of the other end, where there is one.
-        thread.join()
-        if failed and not isinstance(failed[0], BrokenPipeError):
-            raise failed[0] from None
-        raise
-    finally:
-        thread.join()
-    if failed:
-        raise failed[0]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(run)
+        try:
+            with os.fdopen(here, "wb" if mode == "r" else "rb") as end:
+                yield end
+        except (BrokenPipeError, tarfile.TarError):
+            # What broke the pipe is the error of the other end, where there is one.
+            fault = done.exception()
+            if fault is not None and not isinstance(fault, BrokenPipeError):
+                raise fault from None
+            raise
+        done.result()
 
 
 def _age() -> Any:

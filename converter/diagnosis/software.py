@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from packaging.requirements import Requirement
 
 from onnx_lathe.converter.diagnosis.check import Check
+from onnx_lathe.runtime.extras import installed_version
 
 _PACKAGE = "onnx-lathe"
 _SHOWN = ("onnx", "onnx-ir", "onnxscript", "numpy")
@@ -25,8 +26,8 @@ def checks() -> Iterator[Check]:
         mend = f"Run: pip install {_PACKAGE}, or pip install -e . in its checkout."
         yield Check("packages", "warning", f"{_PACKAGE} is not installed: what it needs is not known", mend)
         return
-    versions = ", ".join(f"{name} {_version(name) or 'missing'}" for name in _SHOWN)
-    found = f"{_PACKAGE} {_version(_PACKAGE)}, Python {platform.python_version()}, {versions}"
+    versions = ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in _SHOWN)
+    found = f"{_PACKAGE} {installed_version(_PACKAGE)}, Python {platform.python_version()}, {versions}"
     if lacking := _lacking(required):
         yield Check(
             "packages",
@@ -42,7 +43,7 @@ def checks() -> Iterator[Check]:
             mend = f'For its features run: pip install "{_PACKAGE}[{extra}]".'
             yield Check(name, "note", f"not installed: {', '.join(lacking)}", mend)
         else:
-            yield Check(name, "ok", ", ".join(f"{each.name} {_version(each.name)}" for each in requirements))
+            yield Check(name, "ok", ", ".join(f"{each.name} {installed_version(each.name)}" for each in requirements))
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
@@ -65,16 +66,9 @@ def _lacking(requirements: Iterable[Requirement]) -> list[str]:
     """Return the requirements that what is installed does not meet."""
     lacking: list[str] = []
     for each in requirements:
-        version = _version(each.name)
+        version = installed_version(each.name)
         if version is None:
             lacking.append(f"{each.name}{each.specifier}")
         elif not each.specifier.contains(version, prereleases=True):
             lacking.append(f"{each.name}{each.specifier} (there is {version})")
     return lacking
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
