@@ -2,8 +2,8 @@
 
 One process of a run: every subject gets a fresh worker; the workers take turns, A B C C B A in a round, the
 next round starting one subject later. Only one works at a time, after the threads of the one before have gone
-to sleep, and the canary sings before each half of a round. So whatever changes slowly in the machine meets
-all subjects alike.
+to sleep, and the canary sings before each block. So whatever changes slowly in the machine meets all subjects
+alike.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from onnx_lathe.benchmarks import canary, environment
 from onnx_lathe.benchmarks.process import Worker
-from onnx_lathe.benchmarks.result import Measurement, Timing
-from onnx_lathe.benchmarks.stats import least_samples, percentile
+from onnx_lathe.benchmarks.result import Interval, Measurement, Timing
+from onnx_lathe.benchmarks.stats import hodges_lehmann, least_samples, mean_interval, percentile
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.verdict import compare
 from onnx_lathe.runtime.errors import InputError, MeasurementError
@@ -42,9 +42,11 @@ class Effort:
 
     Attributes:
         processes: Fresh workers of each subject, one after the other; fewer (but 3) where the time budget ends.
-        rounds: Rounds in each process, two blocks of each subject in a round; at least 6 over all processes.
+        rounds: Rounds in each process at least, two blocks of each subject in a round; at least 6 over all processes.
         block_seconds: Length of a block: as many calls as fit when warm, at least one and at most 2,000.
-        time_budget: Seconds after which no more processes are begun than 3.
+        time_budget: Seconds: each process has its share of them to fill with rounds, and no more processes than 3 are
+            begun after them.
+        most_rounds: Rounds in each process at most, where the time budget has room for more than ``rounds``.
         timeout: Seconds that one step of a worker (importing, preparing, warming up, a block) may take.
 
     Raises:
@@ -56,6 +58,7 @@ class Effort:
     block_seconds: float
     time_budget: float
     timeout: float = 300.0
+    most_rounds: int = 0
 
     def __post_init__(self) -> None:
         for name, got, least in (
@@ -73,7 +76,7 @@ class Effort:
 
 SCREEN = Effort(processes=1, rounds=6, block_seconds=0.05, time_budget=10.0)
 """To rank candidates: one or two seconds a subject, nothing confirmed in fresh processes."""
-FINAL = Effort(processes=10, rounds=2, block_seconds=0.1, time_budget=25.0)
+FINAL = Effort(processes=10, rounds=2, block_seconds=0.05, time_budget=25.0, most_rounds=50)
 """For a verdict: ten processes where they start quickly, three at least."""
 
 
@@ -85,6 +88,7 @@ class _Record:
     """In a block; the same in all processes."""
     blocks: list[tuple[tuple[float, ...], ...]] = field(default_factory=list[tuple[tuple[float, ...], ...]])
     start_seconds: list[float] = field(default_factory=list[float])
+    cold_start_seconds: list[float] = field(default_factory=list[float])
     peak_memory: list[int] = field(default_factory=list[int])
 
     def timing(self, name: str) -> Timing:
@@ -92,11 +96,32 @@ class _Record:
         return Timing(
             name,
             blocks=tuple(self.blocks),
-            p50=percentile(values, 0.5),
-            p90=percentile(values, 0.9) if len(values) >= least_samples(0.9) else None,
+            p50=_median(values, self.blocks),
+            p90=_counted(values, 0.9),
+            p95=_counted(values, 0.95),
+            p99=_counted(values, 0.99),
+            p999=_counted(values, 0.999),
             peak_memory=max(self.peak_memory),
             start_seconds=float(np.median(self.start_seconds)),
+            cold_start_seconds=float(np.median(self.cold_start_seconds)),
         )
+
+
+def _counted(values: Sequence[float], quantile: float) -> Interval | None:
+    """Return a percentile where there are enough values for it to be worth printing."""
+    return percentile(values, quantile) if len(values) >= least_samples(quantile) else None
+
+
+def _median(values: Sequence[float], processes: Sequence[Sequence[Sequence[float]]]) -> Interval:
+    """Return the median with the wider of its intervals over values and over processes, which differ in layout."""
+    over_values = percentile(values, 0.5)
+    medians = [float(np.median(np.concatenate(blocks))) for blocks in processes]
+    if len(medians) < 2:
+        return over_values
+    over_processes = hodges_lehmann(medians) if len(medians) >= 6 else mean_interval(medians)
+    # Blocks disturbed in one process alone may leave the median of all outside the interval over processes.
+    low, high = (min(over_values.low, over_processes.low), max(over_values.high, over_processes.high))
+    return Interval(over_values.value, max(0.0, low), high)
 
 
 def _ignore(what: str, share: float) -> None:
@@ -119,13 +144,15 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
     described = environment.describe()
     records = {subject.name: _Record() for subject in subjects}
     songs: list[float] = []
+    rounds: int | None = None
     began = time.monotonic()
     for number in range(effort.processes):
         elapsed = time.monotonic() - began
         if number >= LEAST_PROCESSES and elapsed * (number + 1) / number > effort.time_budget:
             break
         turn = number % len(subjects)
-        _run_process([*subjects[turn:], *subjects[:turn]], effort, records, songs, _within(on_progress, number, effort))
+        order = [*subjects[turn:], *subjects[:turn]]
+        rounds = _run_process(order, effort, rounds, records, songs, _within(on_progress, number, effort))
     on_progress("measured", 1.0)
     timings = tuple(records[subject.name].timing(subject.name) for subject in subjects)
     return Measurement(timings, compare(timings, songs), tuple(songs), described)
@@ -155,32 +182,69 @@ def _within(on_progress: OnProgress, number: int, effort: Effort) -> OnProgress:
 def _run_process(
     subjects: Sequence[Subject],
     effort: Effort,
+    rounds: int | None,
     records: Mapping[str, _Record],
     songs: list[float],
     on_progress: OnProgress,
-) -> None:
-    """Measure all subjects in one fresh worker each, and add what was seen to ``records`` and ``songs``."""
-    on_progress("starting", 0.0)
+) -> int:
+    """Measure all subjects in one fresh worker each, and add what was seen to ``records`` and ``songs``.
+
+    Args:
+        subjects: In the order of the first round.
+        effort: How much to measure.
+        rounds: How many; None for as many as fit the share of the time budget that a process has.
+        records: By the subject's name.
+        songs: Of the canary.
+        on_progress: Told of this process alone.
+
+    Returns:
+        How many rounds there were.
+    """
+    began = time.monotonic()
     with ExitStack() as stack:
-        workers = {subject.name: stack.enter_context(Worker(subject, effort.timeout)) for subject in subjects}
-        starts = {name: worker.prepare() for name, worker in workers.items()}
+        workers: dict[str, Worker] = {}
+        for subject in subjects:
+            on_progress(f"starting {subject.name}", 0.0)
+            # One after the other, so that none starts in the shadow of another.
+            worker = workers[subject.name] = stack.enter_context(Worker(subject, effort.timeout))
+            records[subject.name].start_seconds.append(worker.prepare())
+            records[subject.name].cold_start_seconds.append(worker.first_call())
         for name, worker in workers.items():
             on_progress(f"warming up {name}", 0.0)
-            seconds = worker.warm_up()
-            fitting = min(MOST_CALLS, max(1, round(effort.block_seconds / seconds)))
-            records[name].calls = records[name].calls or fitting
-        names = list(workers)
-        blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-        for number in range(effort.rounds):
-            turn = number % len(names)
-            forth = [*names[turn:], *names[:turn]]
-            for half, order in enumerate((forth, forth[::-1])):
-                songs.append(canary.sing())
-                for name in order:
-                    on_progress(name, (number + half / 2) / effort.rounds)
-                    blocks[name].append(workers[name].block(records[name].calls, PATIENCE * effort.block_seconds))
+            fitting = round(effort.block_seconds / worker.warm_up())
+            records[name].calls = records[name].calls or min(MOST_CALLS, max(1, fitting))
+        blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in workers}
+        until = began + effort.time_budget / effort.processes
+        warm, done = time.monotonic(), 0
+        most = rounds or effort.most_rounds
+        while done < (rounds or effort.rounds) or (done < most and not rounds and _fits(done + 1, done, warm, until)):
+            on_progress("measuring", done / (rounds or effort.rounds))
+            _run_round(done, workers, effort, records, blocks, songs)
+            done += 1
         songs.append(canary.sing())
         for name, worker in workers.items():
             records[name].blocks.append(tuple(blocks[name]))
-            records[name].start_seconds.append(starts[name])
             records[name].peak_memory.append(worker.peak_memory())
+    return done
+
+
+def _fits(wanted: int, done: int, began: float, until: float) -> bool:
+    """Return whether so many rounds end in time, where so many were done since they began."""
+    return began + (time.monotonic() - began) * wanted / done <= until
+
+
+def _run_round(
+    number: int,
+    workers: Mapping[str, Worker],
+    effort: Effort,
+    records: Mapping[str, _Record],
+    blocks: Mapping[str, list[tuple[float, ...]]],
+    songs: list[float],
+) -> None:
+    """Run two blocks of each subject, there and back."""
+    names = list(workers)
+    turn = number % len(names)
+    forth = [*names[turn:], *names[:turn]]
+    for name in (*forth, *forth[::-1]):
+        songs.append(canary.sing())
+        blocks[name].append(workers[name].block(records[name].calls, PATIENCE * effort.block_seconds))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +35,7 @@ class Worker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         # -P and the parent's path: the worker finds the very modules that the parent would, and none by its folder.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._began = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "onnx_lathe.benchmarks.worker"],
             stdin=subprocess.PIPE,
@@ -64,6 +67,11 @@ class Worker:
         self._receive("be imported")
         return float(self._ask("be prepared", do="prepare")["seconds"])
 
+    def first_call(self) -> float:
+        """Call the subject for the first time, and return the seconds since its process was started."""
+        self._ask("be called", do="first_call")
+        return time.perf_counter() - self._began
+
     def warm_up(self) -> float:
         """Call the subject until it gets no faster, and return the seconds that a call then takes."""
         return float(self._ask_and_settle("warm up", do="warm_up")["nanoseconds"]) / 1e9
@@ -72,6 +80,15 @@ class Worker:
         """Return the latencies in seconds of so many calls in a row, or of those begun within ``limit`` seconds."""
         answer = self._ask_and_settle("run a block", do="block", calls=calls, limit=limit)
         return tuple(value / 1e9 for value in answer["nanoseconds"])
+
+    def offline(self, queries: int, streams: int, limit: float) -> tuple[int, float]:
+        """Serve so many queries from the start, none begun after ``limit`` seconds: queries served, and seconds."""
+        answer = self._ask_and_settle("serve queries", do="offline", queries=queries, streams=streams, limit=limit)
+        return int(answer["queries"]), answer["nanoseconds"] / 1e9
+
+    def server(self, arrivals: Sequence[int], streams: int, limit: float) -> Mapping[str, Sequence[int]]:
+        """Serve queries as they arrive; arguments and result are those of `onnx_lathe.benchmarks.load.server`."""
+        return self._ask_and_settle("serve queries", do="server", arrivals=arrivals, streams=streams, limit=limit)
 
     def peak_memory(self) -> int:
         """Return the peak resident bytes of the process so far."""

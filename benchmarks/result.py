@@ -6,16 +6,13 @@ fresh worker; a *run* everything that one `measure` did.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, cast
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+from onnx_lathe.benchmarks import schema
 
-from onnx_lathe.runtime.errors import InputError
-
-SCHEMA = "onnx-lathe/measurement/1"
+SCHEMA = "onnx-lathe/measurement/2"
 
 Verdict = Literal["faster", "slower", "no difference", "inconclusive"]
 
@@ -38,8 +35,14 @@ class Timing:
         blocks: Latencies in seconds, ``blocks[process][block][value]``.
         p50: Median latency in seconds, interval by order statistics.
         p90: 90th percentile in seconds; None where there are fewer values than it needs (64).
+        p95: 95th (130).
+        p99: 99th (662).
+        p999: 99.9th (6,636).
         peak_memory: Peak resident bytes of the worker process, imports included (the largest of its processes).
-        start_seconds: Time to prepare the subject in a fresh process, imports excluded (median of its processes).
+        start_seconds: Time to prepare the subject in a fresh process, imports excluded: to create its session
+            (median of its processes).
+        cold_start_seconds: From the start of the process to the end of the first call (median; None where it was not
+            seen).
     """
 
     name: str
@@ -48,6 +51,10 @@ class Timing:
     p90: Interval | None
     peak_memory: int
     start_seconds: float
+    cold_start_seconds: float | None = None
+    p95: Interval | None = None
+    p99: Interval | None = None
+    p999: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Measurement:
     Attributes:
         timings: By order of the subjects.
         comparisons: Each subject against the first.
-        canary: Seconds of a fixed kernel in each round: how steady the machine was.
+        canary: Seconds of a fixed kernel before each block: how steady the machine was.
         environment: CPU, memory, versions, load (`onnx_lathe.benchmarks.environment`).
     """
 
@@ -95,7 +102,7 @@ class Measurement:
 
     def to_json(self) -> str:
         """Return the measurement as JSON with its schema and version; `from_json` reads it."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, allow_nan=False)
+        return schema.dump(self, SCHEMA)
 
     @classmethod
     def from_json(cls, text: str, source: str = "measurement") -> Self:
@@ -108,23 +115,7 @@ class Measurement:
         Raises:
             InputError: It is not JSON, of another schema, or lacks something.
         """
-        try:
-            content: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _unreadable(source, f"no JSON ({error})") from None
-        schema = cast("dict[str, Any]", content).pop("schema", None) if isinstance(content, dict) else None
-        if schema != SCHEMA:
-            raise _unreadable(source, f"schema {schema!r}")
-        try:
-            return TypeAdapter(cls).validate_python(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise _unreadable(source, f"{place}: {first['msg']}") from None
-
-
-def _unreadable(source: str, got: str) -> InputError:
-    return InputError(source, got=got, expected=f"a measurement of schema {SCHEMA!r}", mend="Measure again.")
+        return schema.load(cls, SCHEMA, text, source)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from onnx_lathe.benchmarks.stats import beyond_p_value, hodges_lehmann, holm, me
 
 LEAST_NOISE = 0.01
 """A difference under 1 % is never called one: alignment and address layout alone give as much."""
+AGREEING = 0.8
+"""The share of the fresh processes that must show a difference, for it to have recurred."""
 EQUAL = 0.05
 """An interval within this share of 1 means "no difference"; a wider one that holds 1 is inconclusive."""
 SIGNIFICANT = 0.05
@@ -49,27 +51,35 @@ class _Margin:
 
 
 def compare(timings: Sequence[Timing], canary: Sequence[float]) -> tuple[Comparison, ...]:
-    """Compare every subject with the first.
+    """Compare every subject with the first; as `compare_all` does for a single run."""
+    return compare_all([(timings, canary)])[0]
+
+
+def compare_all(runs: Sequence[tuple[Sequence[Timing], Sequence[float]]]) -> list[tuple[Comparison, ...]]:
+    """Compare every subject of each run with the first of that run.
 
     "faster" and "slower" are said where the interval, and the signed-rank test adjusted for the number of subjects
-    (Holm), lie beyond the margin, and each process shows the same direction. The margin is what the reference
-    differs from itself. Where the canary drifted over 3 %, a difference within that drift is inconclusive,
-    and that there is none is never said.
+    in all runs (Holm), lie beyond the margin, and four of five processes show the same direction. The margin is what
+    the reference differs from itself. Where the canary drifted over 5 %, a difference within that drift is
+    inconclusive, and that there is none is never said.
 
     Args:
-        timings: From one interleaved run: equally many blocks each, two a round, six rounds or more in all.
-        canary: Seconds of the canary, in order.
+        runs: The timings of each interleaved run (equally many blocks each, two a round, six rounds or more in all)
+            and the seconds of its canary, in order.
     """
-    reference, *others = timings
-    margin = _margin(reference, drift(canary))
-    evidence = [_weigh(np.log(_medians(reference) / _medians(other)), margin) for other in others]
-    adjusted = holm([each.p_value for each in evidence])
-    comparisons: list[Comparison] = []
-    for other, each, p_value in zip(others, evidence, adjusted, strict=True):
-        verdict, reason = _judge(each, p_value, margin)
-        speed = _exponential(each.interval)
-        comparisons.append(Comparison(other.name, reference.name, speed, verdict, reason))
-    return tuple(comparisons)
+    margins = [_margin(timings[0], drift(canary)) for timings, canary in runs]
+    evidence = [
+        [_weigh(np.log(_medians(timings[0]) / _medians(other)), margin) for other in timings[1:]]
+        for (timings, _), margin in zip(runs, margins, strict=True)
+    ]
+    adjusted = iter(holm([each.p_value for run in evidence for each in run]))
+    return [
+        tuple(
+            Comparison(other.name, timings[0].name, _exponential(each.interval), *_judge(each, next(adjusted), margin))
+            for other, each in zip(timings[1:], run, strict=True)
+        )
+        for (timings, _), margin, run in zip(runs, margins, evidence, strict=True)
+    ]
 
 
 def noise_floor(timing: Timing) -> float:
@@ -115,9 +125,9 @@ def _judge(evidence: _Evidence, p_value: float, margin: _Margin) -> tuple[Verdic
         return "inconclusive", f"too few blocks for so many subjects (adjusted p = {p_value:.2g})"
     sign = 1.0 if interval.value > 0 else -1.0
     agreeing = sum(sign * process > 0.0 for process in evidence.processes)
-    if agreeing < count:
+    if agreeing < AGREEING * count:
         return "inconclusive", f"seen in only {agreeing} of {count} fresh processes"
-    where = f"each of {count} fresh processes" if count > 1 else "one process, not confirmed in fresh ones"
+    where = f"{agreeing} of {count} fresh processes" if count > 1 else "one process, not confirmed in fresh ones"
     return "faster" if sign > 0 else "slower", f"beyond {margin}, in {where}"
 
 

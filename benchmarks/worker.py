@@ -57,13 +57,27 @@ def main() -> None:
             answer({"seconds": time.perf_counter() - begin})
         elif call is None:
             raise RuntimeError(f"asked to {request['do']} before it was prepared")
+        elif request["do"] == "first_call":
+            call()
+            answer({})
         elif request["do"] == "warm_up":
             answer({"nanoseconds": warm_up(call), "settled": settle()})
         elif request["do"] == "block":
             values = block(call, request["calls"], request["limit"])
             answer({"nanoseconds": values, "settled": settle()})
+        elif request["do"] == "offline":
+            found = _load().offline(call, request["queries"], request["streams"], request["limit"])
+            answer(found | {"settled": settle()})
+        elif request["do"] == "server":
+            found = _load().server(call, request["arrivals"], request["streams"], request["limit"])
+            answer(found | {"settled": settle()})
         else:
             answer({"peak_memory": peak_memory()})
+
+
+def _load() -> Any:
+    """Import what only the scenarios with several streams need: others do without its memory."""
+    return importlib.import_module("onnx_lathe.benchmarks.load")
 
 
 def _take_over_streams() -> tuple[TextIO, TextIO]:

@@ -235,6 +235,7 @@ class Chain:
                 STUDENT: "distilled, fp32",
                 PRUNED: "channels cut and weights recovered, fp32" if self.recovered else "channels cut, fp32",
             },
+            source=STUDENT,
             manifest={"recipe": self.recipe.model_dump(mode="json")},
         )
 

@@ -126,7 +126,6 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
     model = loading.read_graph(path)
     inputs, outputs = tensors.input_specs(model, str(path)), tensors.output_specs(model, str(path))
     sizes = tensors.bind_dims(inputs, dims, batch=1)
-    file_bytes = sum(file.stat().st_size for file in (path, *loading.weight_files(path, model)))
     _drop_large_values(path, model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -136,7 +135,7 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
     macs = [node.macs for node in nodes]
     return GraphFacts(
         parameters=parameters,
-        file_bytes=file_bytes,
+        file_bytes=_file_bytes(path, model),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         operators=dict(Counter(node.op_type for node in loading.nodes(model)).most_common()),
         macs=None if None in macs else sum(filter(None, macs)),
@@ -222,6 +221,15 @@ class _Values:
         if name in self._constants:
             return tuple(self._constants[name].dims)
         return shape_of(self._types.get(name))
+
+
+def file_bytes(path: Path) -> int:
+    """Return the bytes of a model file and of the weight files beside it."""
+    return _file_bytes(path, loading.read_graph(path))
+
+
+def _file_bytes(path: Path, model: ModelProto) -> int:
+    return sum(file.stat().st_size for file in (path, *loading.weight_files(path, model)))
 
 
 def _drop_large_values(path: Path, model: ModelProto) -> None:

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,17 @@ from onnx_lathe.runtime.session import create, execute, session_options
 _KERNEL = "_kernel_time"
 """How onnxruntime's profiler ends the name of the event that is a node's computation."""
 
+_DTYPES = {"float": "float32", "double": "float64"}
+"""Numpy's names where the profiler has others."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes: numpy's name of its element type, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class OperatorTime:
@@ -27,13 +38,24 @@ class OperatorTime:
         node: Its name there; fused nodes have names of onnxruntime's making.
         op_type: Its operator.
         provider: Where it ran, by the users' name.
-        seconds: Mean over the runs, the profiler's own cost included.
+        seconds: Of one run: mean over the runs, the profiler's own cost included.
+        executions: How often it is executed in one run; more than once in a loop.
+        inputs: What one execution reads, weights included; optional inputs that are absent are left out, so that what
+            follows moves up. None where unknown, as where executions differ.
+        outputs: What one execution writes, likewise.
+        read_bytes: Of all inputs of one run; None where unknown. A tensor that stands at two inputs counts twice.
+        written_bytes: Of all outputs of one run; None where unknown.
     """
 
     node: str
     op_type: str
     provider: str
     seconds: float
+    executions: int = 1
+    inputs: tuple[Operand, ...] | None = None
+    outputs: tuple[Operand, ...] | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 def profile(
@@ -41,7 +63,11 @@ def profile(
 ) -> tuple[OperatorTime, ...]:
     """Run a model ``runs`` times under onnxruntime's profiler and return the time of each node, the longest first.
 
-    The first run, which allocates, is not counted. Profiling slows a run: use the shares, not the sum.
+    The first run, which allocates, is not counted. Profiling slows a run: use the shares, not the sum. Nodes that hold
+    graphs (If, Loop, Scan) take their own time and that of the nodes inside, which are listed too.
+
+    Kernels repack weights as a session is made, and the profiler then sees them no more: shapes and bytes come from
+    one run of a second session that does not.
 
     Raises:
         TensorError: ``feeds`` do not fit the model.
@@ -52,15 +78,20 @@ def profile(
     checked = loading.read_graph(model)
     arrays = tensors.check_feeds(tensors.input_specs(checked, str(model)), feeds)
     outputs = [value.name for value in checked.graph.output]
-    options = session_options(providers.default_threads() if threads is None else threads)
-    with tempfile.TemporaryDirectory(prefix="lathe-profile-") as folder:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = create(model, providers.resolve(provider), options)
-        for _ in range(runs + 1):
-            execute(session, str(model), arrays, outputs)
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
-    return _times(events, runs)
+    threads = providers.default_threads() if threads is None else threads
+
+    def events(times: int, *, repack: bool) -> list[dict[str, Any]]:
+        options = session_options(threads)
+        options.add_session_config_entry("session.disable_prepacking", "0" if repack else "1")
+        with tempfile.TemporaryDirectory(prefix="lathe-profile-") as folder:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = create(model, providers.resolve(provider), options)
+            for _ in range(times):
+                execute(session, str(model), arrays, outputs)
+            return json.loads(Path(session.end_profiling()).read_text())
+
+    return _times(events(runs + 1, repack=True), events(1, repack=False), runs)
 
 
 def optimized_operators(
@@ -78,16 +109,49 @@ def optimized_operators(
     return dict(Counter(node.op_type for node in loading.nodes(graph)).most_common())
 
 
-def _times(events: list[dict[str, Any]], runs: int) -> tuple[OperatorTime, ...]:
-    """Add up the kernel events of each node (microseconds, in order of time), without its first."""
-    seen: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+_Key = tuple[str, str, str, str]
+"""Of a node: its name, operator and provider, and its index, as fused nodes can share a name."""
+
+
+def _times(events: list[dict[str, Any]], whole: list[dict[str, Any]], runs: int) -> tuple[OperatorTime, ...]:
+    """Add up the kernel events of each node without its first; ``whole`` are those of one run with all weights."""
+    seen = {key: _execution(key, [event["args"] for event in found]) for key, found in _kernels(whole).items()}
+    times: list[OperatorTime] = []
+    for key, found in _kernels(events).items():
+        durations = [event["dur"] * 1e-6 for event in found]
+        seconds = sum(durations[len(durations) // (runs + 1) :]) / runs
+        times.append(replace(seen.get(key) or OperatorTime(*key[:3], 0.0), seconds=seconds))
+    return tuple(sorted(times, key=lambda time: time.seconds, reverse=True))
+
+
+def _kernels(events: list[dict[str, Any]]) -> Mapping[_Key, list[dict[str, Any]]]:
+    """Return the kernel events of each node in order of time."""
+    found: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
     for event in sorted(events, key=lambda event: event.get("ts", 0)):
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             arguments = event["args"]
+            provider = providers.user_name(arguments["provider"])
             node = event["name"].removesuffix(_KERNEL)
-            key = (node, arguments["op_name"], providers.user_name(arguments["provider"]))
-            seen[key].append(event["dur"] * 1e-6)
-    times = (
-        OperatorTime(*key, sum(durations[len(durations) // (runs + 1) :]) / runs) for key, durations in seen.items()
+            found[node, arguments["op_name"], provider, arguments["node_index"]].append(event)
+    return found
+
+
+def _execution(key: _Key, events: list[dict[str, Any]]) -> OperatorTime:
+    """Return what a node executes in one run, from the arguments of its events, without its time."""
+    inputs, outputs = ({_operands(event[f"{side}_type_shape"]) for event in events} for side in ("input", "output"))
+    return OperatorTime(
+        *key[:3],
+        seconds=0.0,
+        executions=len(events),
+        inputs=inputs.pop() if len(inputs) == 1 else None,
+        outputs=outputs.pop() if len(outputs) == 1 else None,
+        read_bytes=sum(int(event["activation_size"]) + int(event["parameter_size"]) for event in events),
+        written_bytes=sum(int(event["output_size"]) for event in events),
     )
-    return tuple(sorted(times, key=lambda time: time.seconds, reverse=True))
+
+
+def _operands(described: list[dict[str, list[int]]]) -> tuple[Operand, ...]:
+    """Read the profiler's ``[{"float": [2, 3]}, ...]``."""
+    return tuple(
+        Operand(_DTYPES.get(dtype, dtype), tuple(shape)) for entry in described for dtype, shape in entry.items()
+    )

@@ -85,19 +85,10 @@ def edits(report: Report) -> Section | None:
 
 
 def operators(report: Report) -> Section | None:
-    """Return how many nodes of each operator every rung has; None where unknown."""
-    rungs = [rung for rung in report.rungs if rung.operators]
-    if not rungs:
-        return None
-    most = Counter[str]()
-    for rung in rungs:
-        most |= Counter(rung.operators)
-    kinds = sorted(most, key=lambda kind: (-most[kind], kind))
-    rows = [row(kind, *(f"{rung.operators.get(kind, 0):,}" for rung in rungs)) for kind in kinds]
-    rows.append(row("all nodes", *(f"{sum(rung.operators.values()):,}" for rung in rungs)))
-    names = [rung.name for rung in rungs]
-    table = Table(columns("operator", *names, numeric=names), tuple(rows))
-    return Section("operators", "Operators", "Nodes of each model file by operator type.", (table,), folded=True)
+    """Return how many nodes of each operator every rung has in its file and when it runs; None where unknown."""
+    tables = [table for table in (_in_files(report), _executed(report)) if table.rows]
+    lead = "Nodes by operator type; onnxruntime fuses some of a file before it runs it."
+    return Section("operators", "Operators", lead, tuple(tables), folded=True) if tables else None
 
 
 def environment(report: Report) -> Section | None:
@@ -125,6 +116,27 @@ def reproduce(report: Report) -> Section | None:
     if not report.command:
         return None
     return Section("reproduce", "Do it again", code=report.command, folded=True)
+
+
+def _in_files(report: Report) -> Table:
+    counts = {rung.name: rung.operators for rung in report.rungs if rung.operators}
+    return _counted_operators(counts, "In the model file")
+
+
+def _executed(report: Report) -> Table:
+    counts = {rung.name: rung.executed for rung in report.rungs if rung.executed}
+    return _counted_operators(counts, "What onnxruntime makes of it and runs")
+
+
+def _counted_operators(counts: Mapping[str, Mapping[str, int]], caption: str) -> Table:
+    """Return a column for each model, the most frequent operators first."""
+    most = Counter[str]()
+    for operators in counts.values():
+        most |= Counter(operators)
+    kinds = sorted(most, key=lambda kind: (-most[kind], kind))
+    rows = [row(kind, *(f"{operators.get(kind, 0):,}" for operators in counts.values())) for kind in kinds]
+    rows += [row("all nodes", *(f"{sum(operators.values()):,}" for operators in counts.values()))] if counts else []
+    return Table(columns("operator", *counts, numeric=counts), tuple(rows), caption)
 
 
 def _left_alone(report: Report) -> Table:

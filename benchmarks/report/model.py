@@ -5,18 +5,19 @@ Figures that a `Measurement` or a `Certificate` holds are not repeated: a rung f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
+from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.evaluation import Evaluation
+from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement
-from onnx_lathe.runtime.errors import InputError
+from onnx_lathe.runtime.difference import GraphDifference
 
-SCHEMA = "onnx-lathe/report/1"
+SCHEMA = "onnx-lathe/report/2"
 
 Status = Literal["certified", "uncertified", "exact", "original kept"]
 """Of what ships: its drop is certified within the budget; it is not; it is an exact rewrite, accuracy not judged; it is
@@ -38,6 +39,7 @@ class Rung:
         file_bytes: Bytes of the model file and of the weights beside it.
         operators: Number of nodes by operator type; empty where unknown.
         missing: Why a figure is not there, as a phrase, by figure.
+        executed: Number of nodes by operator type in the graph that onnxruntime makes of it; empty where unknown.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Rung:
     file_bytes: int | None = None
     operators: Mapping[str, int] = field(default_factory=dict[str, int])
     missing: Mapping[Figure, str] = field(default_factory=dict[Figure, str])
+    executed: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,9 @@ class Report:
         curves: Of each network that was trained.
         candidates: Every form tried, in order.
         edits: What each pass did, in order.
+        difference: What the graph that ships differs in from the one that its passes started from; None where the
+            original ships.
+        rooflines: How near the operators of models that were profiled came to the machine's limits.
         method: How it was measured, a sentence each, besides what the measurements themselves tell.
         warnings: What the reader must know before relying on a figure.
         command: What makes this report again.
@@ -212,6 +218,8 @@ class Report:
     curves: tuple[Curve, ...] = ()
     candidates: tuple[CandidateResult, ...] = ()
     edits: tuple[AppliedEdit, ...] = ()
+    difference: GraphDifference | None = None
+    rooflines: tuple[ModelRoofline, ...] = ()
     method: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     command: str = ""
@@ -223,8 +231,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as JSON with its schema and version; `from_json` reads it."""
-        content = json.loads(TypeAdapter(Report).dump_json(self))
-        return json.dumps({"schema": SCHEMA, **content}, allow_nan=False)
+        return schema.dump(self, SCHEMA)
 
     @classmethod
     def from_json(cls, text: str, source: str = "report") -> Self:
@@ -237,20 +244,4 @@ class Report:
         Raises:
             InputError: It is not JSON, of another schema, or lacks something.
         """
-        try:
-            content: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _unreadable(source, f"no JSON ({error})") from None
-        schema = cast("dict[str, Any]", content).pop("schema", None) if isinstance(content, dict) else None
-        if schema != SCHEMA:
-            raise _unreadable(source, f"schema {schema!r}")
-        try:
-            return TypeAdapter(cls).validate_python(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise _unreadable(source, f"{place}: {first['msg']}") from None
-
-
-def _unreadable(source: str, got: str) -> InputError:
-    return InputError(source, got=got, expected=f"a report of schema {SCHEMA!r}", mend="Make the report again.")
+        return schema.load(cls, SCHEMA, text, source, mend="Make the report again.")

@@ -115,7 +115,7 @@ def _trade_off(report: Report, shape: MeasuredShape) -> Plot | None:
         point |= {"y": [100 * accuracy.value], "error_y": _errors([accuracy], 100, colour)}
         point["hovertemplate"] = f"%{{x:.4g}} {unit}, {percent(accuracy).text}<extra>{_label(rung.name)}</extra>"
         data.append(point)
-    layout = _layout(380 + _LINE_PIXELS * len(data), f"median latency ({unit})", f"{_escape(report.metric)} (%)")
+    layout = plain_layout(380 + _LINE_PIXELS * len(data), f"median latency ({unit})", f"{escape(report.metric)} (%)")
     layout["xaxis"]["rangemode"] = "tozero"
     note = (
         "Up and to the left is better. Whiskers: 95 % intervals. "
@@ -169,13 +169,13 @@ def _sizes(report: Report) -> Plot | None:
 def _scores(curves: Sequence[Curve]) -> Plot:
     where = " and ".join(dict.fromkeys(clean(curve.scored_on) for curve in curves))
     data = _epochs(curves, lambda curve: [100 * score for score in curve.scores])
-    layout = _layout(320 + _LINE_PIXELS * len(curves), "epoch", "score (%)")
+    layout = plain_layout(320 + _LINE_PIXELS * len(curves), "epoch", "score (%)")
     return Plot(f"Score after each epoch, on {where}", "Higher is better.", {"data": data, "layout": layout})
 
 
 def _losses(curves: Sequence[Curve]) -> Plot:
     data = _epochs(curves, lambda curve: list(curve.losses))
-    layout = _layout(320 + _LINE_PIXELS * len(curves), "epoch", "loss (log scale)")
+    layout = plain_layout(320 + _LINE_PIXELS * len(curves), "epoch", "loss (log scale)")
     if all(loss > 0 for curve in curves for loss in curve.losses):
         layout["yaxis"]["type"] = "log"
     else:
@@ -277,13 +277,14 @@ def _errors(intervals: Sequence[Interval], scale: float, colour: str = INK) -> V
 def _rows_layout(labels: Sequence[str], x_title: str) -> Value:
     """Return the layout of a plot with a row for each label, the first on top."""
     lines = sum(max(0, label.count("<br>") - 1) for label in labels)
-    layout = _layout(90 + _ROW_PIXELS * len(labels) + _LINE_PIXELS * lines, x_title, "")
+    layout = plain_layout(90 + _ROW_PIXELS * len(labels) + _LINE_PIXELS * lines, x_title, "")
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     layout["showlegend"] = False
     return layout
 
 
-def _layout(height: int, x_title: str, y_title: str) -> Value:
+def plain_layout(height: int, x_title: str, y_title: str) -> Value:
+    """Return the layout that all plots share, ``height`` pixels high."""
     axis: Value = {
         "gridcolor": FAINT,
         "linecolor": FAINT,
@@ -319,9 +320,9 @@ def _label(name: str, figure: str = "") -> str:
 
 
 def _wrapped(name: str, width: int) -> str:
-    return "<br>".join(_escape(line) for line in textwrap.wrap(clean(name), width)) or "?"
+    return "<br>".join(escape(line) for line in textwrap.wrap(clean(name), width)) or "?"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return ``text`` so that plotly, which reads some HTML and its own templates in labels, shows it as it is."""
     return html.escape(clean(text), quote=False).replace("%{", "%&#123;")

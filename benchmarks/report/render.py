@@ -23,6 +23,7 @@ from onnx_lathe.benchmarks.report.contents import document
 from onnx_lathe.benchmarks.report.document import Document, Row, Section, Table
 from onnx_lathe.benchmarks.report.model import Report, Status
 from onnx_lathe.benchmarks.report.plots import Plot, plots
+from onnx_lathe.benchmarks.report.roofline_plot import roofline_plots
 from onnx_lathe.benchmarks.report.text import Cell, clean, escape_markdown
 
 _ANY_WIDTH = 1000
@@ -43,7 +44,7 @@ def render_html(report: Report) -> str:
 
     Its tables are complete without scripts; the plots need them, and carry plotly's along (about 5 MB).
     """
-    return render_page(document(report), plots(report))
+    return render_page(document(report), {**plots(report), "roofline": roofline_plots(report.rooflines)})
 
 
 def render_page(page: Document, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:

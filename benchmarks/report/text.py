@@ -93,7 +93,7 @@ def percent(interval: Interval) -> Cell:
 
 def speed(interval: Interval) -> Cell:
     """Return a ratio of latencies, such as ``5.12x [5.01, 5.20]``."""
-    return _estimate(interval, 1.0, "x", 2 if abs(interval.value) < 10 else 1)
+    return _estimate(interval, 1.0, "x", 3 if interval.value < 0.2 else 2 if interval.value < 10 else 1)
 
 
 def judged_speed(comparison: Comparison) -> Cell:
@@ -113,6 +113,12 @@ def points(value: float) -> str:
 def change(interval: Interval) -> Cell:
     """Return a difference of shares on 0..1 in percentage points, such as ``-0.20 points [-0.93, 0.51]``."""
     return _estimate(interval, 100.0, " points", 2)
+
+
+def slower(interval: Interval) -> Cell:
+    """Return by which share something takes longer, such as ``+5.1 % [4.8, 5.4]``."""
+    cell = _estimate(interval, 100.0, " %", 1)
+    return Cell(("+" if interval.value > 0 else "") + cell.value, cell.interval)
 
 
 def plain(interval: Interval) -> Cell:

@@ -9,11 +9,9 @@ import typer
 
 from onnx_lathe.converter.cli.shared import (
     Data,
-    DimsOption,
     MaxDrop,
     Metric,
     Model,
-    OptionalData,
     Provider,
     Threads,
     emit,
@@ -157,37 +155,6 @@ def attribute(
         )
     console.print(render_section(agreements(result.methods, len(result.indices), evaluations)))
     emit("attribute", {"page": output, **vars(result)})
-
-
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="Models; each is compared with the first.", show_default=False)],
-    dims: DimsOption = None,
-    data: OptionalData = None,
-    provider: Provider = "cpu",
-    threads: Threads = None,
-    time_budget: Annotated[float, typer.Option(min=1.0, help="Seconds for each shape.")] = 30.0,
-) -> None:
-    """Measure models interleaved in fresh processes, with intervals and a verdict."""
-    from onnx_lathe.converter.bench import bench, reasons, table
-
-    with showing() as progress:
-        measurements = bench(
-            models,
-            dims=[parse_dims(text) for text in dims or []],
-            data=data,
-            provider=provider,
-            threads=threads,
-            time_budget=time_budget,
-            progress=progress,
-        )
-    for shape, measurement in measurements:
-        console.print(table(shape, measurement))
-        for line in reasons(measurement):
-            console.print(line, markup=False, highlight=False)
-    emit(
-        "bench",
-        {"shapes": [{"dims": shape, "measurement": measurement} for shape, measurement in measurements]},
-    )
 
 
 def doctor() -> None:

@@ -40,9 +40,9 @@ MaxDrop = Annotated[float, typer.Option(min=0.0, max=1.0, help="How much of the 
 DEFAULT_RECIPE = Path("recipes/digits.toml")
 
 
-def emit(verb: str, value: dict[str, Any]) -> None:
+def emit(verb: str, value: dict[str, Any], version: int = 1) -> None:
     """Print the one JSON object that ends stdout, under the schema of ``verb``, from the leading process alone."""
-    content = {"schema": f"onnx-lathe/{verb}/1", **value}
+    content = {"schema": f"onnx-lathe/{verb}/{version}", **value}
     content = TypeAdapter(dict[str, Any]).dump_python(content, mode="json", fallback=str)
     if launch.leads():
         print(json.dumps(content))  # noqa: T201
@@ -76,3 +76,15 @@ def parse_dims(text: str) -> dict[str, int]:
             )
         sizes[name] = int(size)
     return sizes
+
+
+def parse_share(option: str, text: str) -> float:
+    """Return the share that ``5%`` or ``0.05`` spells, on 0..1."""
+    number, percent = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
+    try:
+        share = float(number) / percent
+    except ValueError:
+        share = float("nan")
+    if not 0.0 <= share <= 1.0:
+        raise InputError(option, got=repr(text), expected="a share of 0% to 100%", mend=f"Write {option} 5%.")
+    return share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ from onnx_lathe.benchmarks.verdict import compare
 from onnx_lathe.converter.compile.search import shape_text
 from onnx_lathe.converter.compile.task import Dims, Found, Task, Tried
 from onnx_lathe.passes.run import Applied
+from onnx_lathe.runtime.difference import GraphDifference, difference
 from onnx_lathe.runtime.facts import read_facts
+from onnx_lathe.runtime.profile import optimized_operators
+
+_EXECUTED_UP_TO = 500_000_000
+"""Bytes of a model up to which onnxruntime writes down its optimized graph, weights and all, to count its nodes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Story:
         distillation: What distilling gained.
         edits: What passes did before the search.
         notes: What a rung is, by its name.
+        source: The rung whose graph the passes changed into what ships; None for the original.
         manifest: What else the bundle's manifest records.
     """
 
@@ -47,6 +53,7 @@ class Story:
     distillation: tuple[DistillationScore, ...] = ()
     edits: tuple[AppliedEdit, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    source: str | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -75,6 +82,8 @@ def explain(task: Task, found: Found, story: Story) -> Report:
             *story.edits,
             *(edit for item in found.tried for edit in edits(item.candidate.name, item.applied)),
         ),
+        difference=_difference(task, found, story),
+        rooflines=tuple(found.rooflines),
         method=_method(task),
         warnings=_warnings(found),
         command=story.command,
@@ -114,8 +123,21 @@ def _rungs(task: Task, found: Found, story: Story) -> tuple[Rung, ...]:
             rungs.append(Rung(name, note, missing={"file": missing, "accuracy": "that of the same network in ONNX"}))
             continue
         facts = read_facts(model)
-        rungs.append(Rung(name, note, name == chosen, facts.parameters, facts.file_bytes, dict(facts.operators)))
+        rung = Rung(name, note, name == chosen, facts.parameters, facts.file_bytes, dict(facts.operators))
+        if name in (task.original_name, chosen) and task.provider == "cpu" and facts.file_bytes <= _EXECUTED_UP_TO:
+            rung = replace(rung, executed=dict(optimized_operators(model, task.provider, task.threads)))
+        rungs.append(rung)
     return tuple(rungs)
+
+
+def _difference(task: Task, found: Found, story: Story) -> GraphDifference | None:
+    """Return what ships differs in from the model that passes started from; None where the original ships."""
+    if found.winner is None or found.winner.model is None:
+        return None
+    source = story.source or task.original_name
+    model = _models(task, found)[source]
+    assert model is not None, "passes start from an ONNX file"
+    return difference(model, found.winner.model, (source, found.winner.candidate.name))
 
 
 def _shape(task: Task, found: Found, dims: Dims, measurement: Measurement) -> MeasuredShape:

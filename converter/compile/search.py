@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnx_lathe.benchmarks.evaluation import Evaluation
+from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.measure import FINAL, SCREEN, Effort, measure
+from onnx_lathe.benchmarks.peaks import measure_peaks
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.bench import batch_to_time, plain_subject
@@ -20,6 +22,7 @@ from onnx_lathe.converter.compile.certify import Judge
 from onnx_lathe.converter.compile.space import Candidate
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
+from onnx_lathe.converter.roofline import roofline
 from onnx_lathe.converter.stages import run_stage
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
@@ -30,6 +33,7 @@ from onnx_lathe.runtime.errors import UnsupportedModelError
 
 _PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")
 _MEASURE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime")
+_ROOFLINE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.converter.roofline", "onnx_lathe.runtime")
 _SCREEN_SHARE = 0.4
 """Share of the time budget that the screening may take; the rest confirms the winner."""
 
@@ -46,7 +50,8 @@ def search(task: Task, progress: Progress) -> Found:
     tried = [_conclude(item, leader, refusal) for item in tried]
     winner = next((item for item in tried if item.refusal is None), None)
     reason = _praise(task, winner, measurements, certificates) if winner else (refusal or "No candidate was left.")
-    return Found(winner, leader, reason, tried, metric, certificates, measurements, evaluation)
+    rooflines = _rooflines(task, leader, progress)
+    return Found(winner, leader, reason, tried, metric, certificates, measurements, evaluation, rooflines)
 
 
 def model_digest(model: Path) -> str:
@@ -162,7 +167,7 @@ def _measure(
             done.append(
                 measure(
                     subjects,
-                    replace(effort, time_budget=budget),
+                    replace(effort, time_budget=min(budget, effort.time_budget)),
                     lambda text, part: progress(int(100 * part), 100, text),
                 )
             )
@@ -177,6 +182,32 @@ def _measure(
         "budget": budget,
     }
     return run_stage(task.folder, stage_name, depends, _MEASURE_CODE, make, tuple[Measurement, ...]).value
+
+
+def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence[ModelRoofline]:
+    """Return how near the original and the leader come to what the machine could do at the first shape."""
+    models = {task.original_name: task.original}
+    if leader is not None and leader.model is not None:
+        models[leader.candidate.name] = leader.model
+    if task.provider != "cpu":
+        return ()
+
+    def make(folder: Path) -> tuple[ModelRoofline, ...]:
+        del folder
+        progress(0, 1, "profile")
+        peaks = measure_peaks(task.threads)
+        feeds = batch_to_time(task.original, task.parts.select if task.parts else None, task.dims[0])
+        return tuple(
+            roofline(name, model, feeds, task.provider, task.threads, peaks=peaks) for name, model in models.items()
+        )
+
+    depends = {
+        "models": [[name, model_digest(model)] for name, model in models.items()],
+        "dims": dict(task.dims[0]),
+        "samples": task.parts.select.digest() if task.parts else None,
+        "threads": task.threads,
+    }
+    return run_stage(task.folder, "roofline", depends, _ROOFLINE_CODE, make, tuple[ModelRoofline, ...]).value
 
 
 def _subject(task: Task, rung: Rung, feeds: Path) -> Subject:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx_lathe.benchmarks.evaluation import Evaluation
+from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Certificate, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.space import Candidate
@@ -116,6 +117,7 @@ class Found:
         measurements: The final measurement at each shape: original, rungs and leader.
         evaluation: What else differs between original and leader on the certify part; None where there was no data or
             no leader.
+        rooflines: How near the original and the leader come to what the machine could do; empty off the CPU.
     """
 
     winner: Tried | None
@@ -126,3 +128,4 @@ class Found:
     certificates: Mapping[str, Certificate]
     measurements: Sequence[Measurement]
     evaluation: Evaluation | None = None
+    rooflines: Sequence[ModelRoofline] = ()

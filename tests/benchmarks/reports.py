@@ -20,6 +20,7 @@ from onnx_lathe.benchmarks.report.model import (
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement, Timing
 from onnx_lathe.benchmarks.stats import percentile
 from onnx_lathe.benchmarks.verdict import compare
+from onnx_lathe.runtime.difference import GraphDifference, NodeChange, StoredForm, WeightChange
 from onnx_lathe.runtime.samples import Samples
 
 INT8 = "pruned student, quantize-static{ranges=percentile}"
@@ -115,6 +116,7 @@ def full_report() -> Report:
         ),
         candidates=_candidates(),
         edits=_edits(),
+        difference=graph_difference(),
         method=("The samples were cut by label into train, select and test; calibration saw training samples only.",),
         warnings=("The test part has 504 samples: differences below one point are within its noise.",),
         command="lathe convert recipes/digits.toml",
@@ -128,6 +130,41 @@ def evaluation(classes: int = 12) -> Evaluation:
     logits = rng.normal(size=(504, classes)) + 4 * np.eye(classes)[labels]
     samples = Samples(({"x": np.zeros((504, 1), np.float32)},), labels)
     return evaluate({"logits": logits}, {"logits": logits + rng.normal(0, 0.3, logits.shape)}, samples)
+
+
+def graph_difference(groups: int = 1) -> GraphDifference:
+    """Return what pruning and quantizing changed, with ``groups`` of pruned weights."""
+    quantized, float32 = StoredForm("int8", (64, 64, 3, 3), 36_864), StoredForm("float", (64, 64, 3, 3), 147_456)
+    pruned = tuple(
+        WeightChange(
+            StoredForm("float", (64, 100 + number), 256 * (100 + number)),
+            StoredForm("float", (40, 100 + number), 160 * (100 + number)),
+            (f"cut{number}.weight",),
+        )
+        for number in range(groups)
+    )
+    return GraphDifference(
+        before="student",
+        after=INT8,
+        operators_before={"Conv": 6, "Relu": 5, "Gemm": 1},
+        operators_after={"DequantizeLinear": 27, "QuantizeLinear": 11, "Conv": 6, "Relu": 3, "MatMulInteger": 1},
+        nodes=(
+            NodeChange(None, "DequantizeLinear", (), tuple(f"added{number}" for number in range(27))),
+            NodeChange("Conv", "Conv", ("reads DequantizeLinear",), tuple(f"conv{number}" for number in range(6))),
+            NodeChange("Relu", None, (), ("relu1", "relu2")),
+            NodeChange("Gemm", "MatMulInteger", (), ("head",)),
+        ),
+        nodes_kept=3,
+        weights=(
+            WeightChange(float32, quantized, ("conv1.weight", "conv2.weight", "conv3.weight")),
+            *pruned,
+            WeightChange(None, StoredForm("float", (), 4), ("scale",)),
+            WeightChange(StoredForm("int64", (1,), 8), None, ("axis",)),
+        ),
+        weights_kept=1,
+        weight_bytes_before=1_224_000,
+        weight_bytes_after=172_000,
+    )
 
 
 def _timing(name: str, median: float, rng: np.random.Generator) -> Timing:
@@ -177,7 +214,15 @@ def _rungs() -> tuple[Rung, ...]:
             file_bytes=611_000,
             operators=small,
         ),
-        Rung(INT8, "8-bit integers", chosen=True, parameters=151_802, file_bytes=176_000, operators=quantized),
+        Rung(
+            INT8,
+            "8-bit integers",
+            chosen=True,
+            parameters=151_802,
+            file_bytes=176_000,
+            operators=quantized,
+            executed={"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1},
+        ),
     )
 
 

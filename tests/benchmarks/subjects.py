@@ -69,3 +69,32 @@ def spin() -> Callable[[], None]:
 
     threading.Thread(target=forever, daemon=True).start()
     return lambda: time.sleep(0.001)
+
+
+def stall_once(seconds: float, at: int) -> Callable[[], None]:
+    """One call, counted from 0, takes long."""
+    calls = iter(range(1_000_000_000))
+    return lambda: time.sleep(seconds if next(calls) == at else 0.0)
+
+
+def fail_later(after: int) -> Callable[[], None]:
+    """Fails once it has been called so often."""
+    calls = iter(range(after))
+
+    def call() -> None:
+        time.sleep(0.0001)
+        if next(calls, None) is None:
+            raise RuntimeError("the kernel failed under load")
+
+    return call
+
+
+def fail_in_threads() -> Callable[[], None]:
+    """Works in the main thread, where it is warmed up, and nowhere else."""
+
+    def call() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("not here")
+        time.sleep(0.001)
+
+    return call

@@ -37,7 +37,8 @@ def test_a_measurement_holds_every_block_of_every_subject():
         assert timing.p90 is None or timing.p90.value >= timing.p50.value
         assert timing.start_seconds > 0.0
     assert [(comparison.name, comparison.against) for comparison in found.comparisons] == [("b", "a")]
-    assert len(found.canary) == 13
+    assert len(found.canary) == 25
+    assert all((timing.cold_start_seconds or 0.0) > timing.start_seconds for timing in found.timings)
     assert found.environment["threads"] >= 1
 
 
@@ -47,7 +48,7 @@ def test_subjects_take_turns_there_and_back_and_each_round_starts_with_another(t
     measure([Subject(name, "subjects:record", {"name": name, "log": str(log)}) for name in names], QUICK)
     seen = [name for name, _ in itertools.groupby(line.split()[0] for line in log.read_text().splitlines())]
     turns = ["abccba", "bcaacb", "cabbac"]
-    wanted = [name for name, _ in itertools.groupby("abc" + "".join(turns + turns))]
+    wanted = [name for name, _ in itertools.groupby("abcabc" + "".join(turns + turns))]
     assert seen == wanted
 
 
@@ -81,7 +82,7 @@ def test_peak_memory_is_the_workers_own():
             "subjects:fail_to_start",
             r"bad: got a worker that died \(exit status 1\): ValueError: there is no such",
         ),
-        ("subjects:fail_to_run", "RuntimeError: the kernel failed, expected a subject that can warm up"),
+        ("subjects:fail_to_run", "RuntimeError: the kernel failed, expected a subject that can be called"),
         ("subjects:die", r"a worker that died \(killed by SIGKILL\), expected"),
         ("subjects:nothing", "has no attribute 'nothing'"),
         ("no_such_module:start", "No module named 'no_such_module', expected a subject that can be imported"),
@@ -95,7 +96,7 @@ def test_a_subject_that_fails_is_named_with_its_own_words(start: str, message: s
 
 def test_a_subject_that_hangs_is_given_up():
     effort = Effort(processes=1, rounds=6, block_seconds=0.003, time_budget=1.0, timeout=1.0)
-    with pytest.raises(MeasurementError, match=r"slow: got no answer for 1 s, expected a subject that can warm up"):
+    with pytest.raises(MeasurementError, match=r"slow: got no answer for 1 s, expected a subject that can be called"):
         measure([sleeper("slow", 30.0)], effort)
     assert psutil.Process().children() == []
 

@@ -6,12 +6,9 @@ import importlib.resources
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import plotly.graph_objects
 import pytest
@@ -19,6 +16,7 @@ from rich.console import Console
 
 from onnx_lathe.benchmarks.report.beyond import beyond
 from onnx_lathe.benchmarks.report.contents import document
+from onnx_lathe.benchmarks.report.difference import graph_difference as graph_difference_section
 from onnx_lathe.benchmarks.report.document import Document, Mark, Panel, Section, Strip
 from onnx_lathe.benchmarks.report.model import MeasuredShape, Report, Rung
 from onnx_lathe.benchmarks.report.plots import pareto_front, plots
@@ -46,7 +44,7 @@ from onnx_lathe.benchmarks.report.text import (
 )
 from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.runtime.errors import InputError
-from tests.benchmarks.reports import INT8, evaluation, full_report, small_report
+from tests.benchmarks.reports import INT8, evaluation, full_report, graph_difference, small_report
 
 HOSTILE = "</script><script>alert(1)</script> a|b `c` *d* __e__ [f](http://g.example) %{h} \x1b[31m \u202e \udcff\nnext"
 
@@ -227,7 +225,7 @@ def test_sections_of_a_full_report_stand_in_html_and_markdown_alike():
     assert page.anchors == [section.key for section in sections]
     assert page.anchors == [
         *("ladder", "comparisons", "accuracy", "beyond", "distillation", "training"),
-        *("candidates", "edits", "operators", "environment", "method", "reproduce"),
+        *("candidates", "edits", "operators", "difference", "environment", "method", "reproduce"),
     ]
     titles = re.findall(r"^## (.*)$", render_markdown(report), flags=re.MULTILINE)
     assert titles == [section.title for section in sections]
@@ -297,6 +295,35 @@ def test_details_group_what_passes_left_alone_and_show_their_oracles():
         "at most 1e-05 relative error",
     ]
     assert checks[1][3:5] == ["48.2 dB", "at least 30 dB"]
+
+
+def test_the_graphs_difference_is_summed_up_by_what_happened():
+    tables = {table.caption: table for section in document(full_report()).sections for table in section.tables}
+    told = [[cell.text for cell in row.cells] for row in tables["What happened to nodes"].rows]
+    assert told == [
+        ["DequantizeLinear", "added", "27", "added0, added1, ..."],
+        ["Conv", "reads DequantizeLinear", "6", "conv0, conv1, ..."],
+        ["Relu", "removed", "2", "relu1, relu2"],
+        ["Gemm → MatMulInteger", "replaced", "1", "head"],
+    ]
+    weights = [[cell.text for cell in row.cells] for row in tables["What happened to weights"].rows]
+    assert weights[0] == [
+        *("float → int8", "other type", "as before", "3", "442 kB", "111 kB", "conv1.weight, conv2.weight, ..."),
+    ]
+    assert weights[1][1:3] == ["other shape", "[64, 100] → [40, 100]"]
+    assert [row[1] for row in weights[2:]] == ["gone", "new"]
+    counted = [[cell.text for cell in row.cells] for row in tables["Operators whose number changed"].rows]
+    assert counted[0] == ["DequantizeLinear", "0", "27", "+27"]
+    assert counted[-1] == ["all nodes", "12", "48", "+36"]
+
+
+def test_a_long_difference_is_cut_and_says_so():
+    section = graph_difference_section(replace(full_report(), difference=graph_difference(groups=50)))
+    assert section is not None
+    rows = section.tables[-1].rows
+    assert len(rows) == 21
+    assert [cell.text for cell in rows[-1].cells][:1] == ["and 33 more"]
+    assert graph_difference_section(small_report()) is None
 
 
 def test_the_page_loads_nothing_and_holds_the_script_of_the_plots_once():
@@ -412,7 +439,7 @@ def test_json_brings_the_same_report_back(make: Callable[[], Report]):
     again = Report.from_json(report.to_json())
     assert again.to_json() == report.to_json()
     assert render_markdown(again) == render_markdown(report)
-    assert json.loads(report.to_json())["schema"] == "onnx-lathe/report/1"
+    assert json.loads(report.to_json())["schema"] == "onnx-lathe/report/2"
 
 
 def test_json_keeps_a_figure_that_is_infinite():
@@ -429,7 +456,7 @@ def test_json_keeps_a_figure_that_is_infinite():
         ("{", "no JSON"),
         ("[]", "schema None"),
         ('{"schema": "onnx-lathe/report/9"}', "schema 'onnx-lathe/report/9'"),
-        ('{"schema": "onnx-lathe/report/1"}', "title: Field required"),
+        ('{"schema": "onnx-lathe/report/2"}', "title: Field required"),
     ],
 )
 def test_what_is_no_report_is_refused(text: str, got: str):
@@ -437,7 +464,7 @@ def test_what_is_no_report_is_refused(text: str, got: str):
         Report.from_json(text, "report.json")
     assert caught.value.where == "report.json"
     assert got in caught.value.got
-    assert caught.value.expected == "a report of schema 'onnx-lathe/report/1'"
+    assert caught.value.expected == "JSON of schema 'onnx-lathe/report/2'"
 
 
 @pytest.mark.parametrize(
@@ -537,30 +564,6 @@ def test_text_and_marks_stand_out_in_both_themes():
             assert _contrast(theme[text], theme[back]) >= 4.5
         for mark in ("--quiet", *(f"--series-{number}" for number in range(1, 7))):
             assert _contrast(theme[mark], theme["--card"]) >= 3.0
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_a_browser_draws_every_plot_without_complaint(tmp_path: Path):
-    page = tmp_path / "report.html"
-    page.write_text(render_html(full_report()), encoding="utf-8")
-    shown = _chromium(tmp_path, "--dump-dom", page)
-    assert "CONSOLE" not in shown.stderr
-    assert shown.stdout.count('class="plot js-plotly-plot"') == 6
-    assert len(re.findall(r'<svg class="main-svg"', shown.stdout)) >= 6
-    picture = tmp_path / "report.png"
-    assert "CONSOLE" not in _chromium(tmp_path, f"--screenshot={picture}", page).stderr
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def _chromium(folder: Path, action: str, page: Path) -> subprocess.CompletedProcess[str]:
-    quiet = ("gpu", "quic", "background-networking", "component-update", "sync", "extensions")
-    command = [
-        *("chromium", "--headless", "--no-sandbox", "--no-first-run", "--window-size=1200,2400"),
-        *(f"--disable-{name}" for name in quiet),
-        *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000"),
-        *(f"--user-data-dir={folder / 'profile'}", action, page.as_uri()),
-    ]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _template() -> str:

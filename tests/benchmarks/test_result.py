@@ -21,7 +21,7 @@ FOUND = Measurement(
 
 def test_a_measurement_is_read_as_it_was_written():
     text = FOUND.to_json()
-    assert json.loads(text)["schema"] == "onnx-lathe/measurement/1"
+    assert json.loads(text)["schema"] == "onnx-lathe/measurement/2"
     assert Measurement.from_json(text) == FOUND
     assert Measurement.from_json(text).speed("b").verdict == "slower"
 
@@ -37,7 +37,7 @@ def test_a_measurement_cannot_be_changed():
     [
         ("", "old.json: got no JSON"),
         (FOUND.to_json()[:-40], "old.json: got no JSON"),
-        ("[1, 2]", "old.json: got schema None, expected a measurement of schema 'onnx-lathe/measurement/1'"),
+        ("[1, 2]", "old.json: got schema None, expected JSON of schema 'onnx-lathe/measurement/2'"),
         (FOUND.to_json().replace(SCHEMA, "onnx-lathe/measurement/0"), "got schema 'onnx-lathe/measurement/0'"),
         (json.dumps({"schema": SCHEMA, "timings": []}), "got comparisons: Field required"),
         (FOUND.to_json().replace('"slower"', '"quicker"'), r"got comparisons.0.verdict: Input should be 'faster'"),

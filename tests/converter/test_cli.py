@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from onnx_lathe.converter import bench
 from onnx_lathe.converter.cli import main as cli
 from onnx_lathe.passes.registry import PASSES
 from tests import graphs
@@ -79,6 +82,17 @@ def test_apply_writes_the_model_and_tells_the_oracle(
         (["inspect", "MODEL", "--dims", "bacth=2"], "Did you mean 'batch'?"),
         (["convert", "missing.toml"], "no such file"),
         (["bench", "MODEL", "--provider", "cudaa"], "provider"),
+        (["bench", "MODEL", "--fail-over", "much", "--against", "MODEL"], "--fail-over: got 'much', expected a share"),
+        (["bench", "MODEL", "-o", "MODEL"], "a file that is there already, expected a new one"),
+        (["bench", "MODEL", "--append", "."], "Is a directory, expected a file to append to"),
+        (
+            ["bench", "MODEL", "--against", "missing.json"],
+            "missing.json: got No such file or directory, expected a",
+        ),
+        (["bench", "MODEL", "--dims", "bacth=2"], "Did you mean 'batch'?"),
+        (["bench", "MODEL", "--scenario", "server"], "--rate: got no rate and no bound of the latency, expected one"),
+        (["bench", "MODEL", "--scenario", "offline", "--append", "h"], "--append goes with --scenario single-stream"),
+        (["report", "missing.jsonl"], "missing.jsonl: got No such file or directory, expected results as"),
         (["compile", "MODEL", "-o", "OUT", "--data", "missing.npz"], "missing.npz"),
         (["inspekt", "MODEL"], "inspekt"),
         (["inspect"], "Missing"),
@@ -163,3 +177,38 @@ def test_training_without_torch_says_what_to_install() -> None:
     done = lathe_without_torch("train")
     assert done.returncode == 2
     assert 'pip install "onnx-lathe[train]"' in done.stderr
+
+
+def test_bench_keeps_a_result_holds_it_against_a_baseline_and_reports_its_history(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    baseline, results, page = tmp_path / "base.json", tmp_path / "h.jsonl", tmp_path / "h.html"
+    quick = ("--threads", "1", "--time-budget", "1", "--dims", "batch=2")
+    status, result, told = lathe(capsys, "bench", model, *quick, "-o", baseline, "--append", results)
+    assert (status, result["schema"]) == (0, "onnx-lathe/bench/2")
+    case = result["cases"][0]
+    assert case["conditions"]["dims"]["batch"] == 2
+    assert [roofline["name"] for roofline in case["rooflines"]] == [str(model)]
+    assert "cold start" in told
+    status, result, told = lathe(
+        capsys, "bench", model, *quick, "--append", results, "--against", baseline, "--fail-over", "100%"
+    )
+    # On a busy machine the outcome may be that nothing can be told.
+    outcome = result["gates"][0]["outcome"]
+    assert (status == 0) == (outcome == "kept")
+    assert status == 0 or "limit missed" in told
+    status, result, _ = lathe(capsys, "report", results, "-o", page)
+    assert (status, result["results"]) == (0, 2)
+    assert "Latency over time" in page.read_text()
+
+
+@pytest.mark.parametrize("options", [("offline",), ("server", "--rate", "200")])
+def test_bench_measures_under_load(
+    capsys: pytest.CaptureFixture[str], model: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "FINAL", replace(bench.FINAL, processes=1, rounds=6, block_seconds=0.005))
+    monkeypatch.setattr(bench, "Traffic", partial(bench.Traffic, queries=20, runs=2))
+    status, result, told = lathe(capsys, "bench", model, "--threads", "1", "--scenario", *options)
+    assert (status, result["scenario"]) == (0, options[0])
+    assert result["cases"][0]["result"]["subjects"][0]["name"] == str(model)
+    assert options[0] in told

@@ -1,0 +1,50 @@
+"""Results as JSON that tells its schema and version; what has another one is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from onnx_lathe.runtime.errors import InputError
+
+T = TypeVar("T")
+
+
+def dump(value: object, schema: str) -> str:
+    """Return a dataclass as one line of JSON that begins with its schema."""
+    content = json.loads(TypeAdapter(type(value)).dump_json(value))
+    return json.dumps({"schema": schema, **content}, allow_nan=False)
+
+
+def load(kind: type[T], schema: str, text: str, source: str, mend: str = "Measure again.") -> T:
+    """Read what `dump` wrote.
+
+    Args:
+        kind: The dataclass.
+        schema: The schema it must have.
+        text: The JSON.
+        source: Where it comes from, for messages.
+        mend: What to do where it cannot be read.
+
+    Raises:
+        InputError: It is not JSON, of another schema, or lacks something.
+    """
+
+    def unreadable(got: str) -> InputError:
+        return InputError(source, got=got, expected=f"JSON of schema {schema!r}", mend=mend)
+
+    try:
+        content: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise unreadable(f"no JSON ({error})") from None
+    found = cast("dict[str, Any]", content).pop("schema", None) if isinstance(content, dict) else None
+    if found != schema:
+        raise unreadable(f"schema {found!r}")
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise unreadable(f"{place}: {first['msg']}") from None

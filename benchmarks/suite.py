@@ -1,0 +1,116 @@
+"""Several models at several shapes and numbers of threads: one result, with one verdict a case and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from onnx_lathe.benchmarks import schema
+from onnx_lathe.benchmarks.limits import ModelRoofline
+from onnx_lathe.benchmarks.result import Measurement
+from onnx_lathe.benchmarks.verdict import compare_all
+
+SCHEMA = "onnx-lathe/bench/2"
+
+
+@dataclass(frozen=True)
+class BenchedModel:
+    """A model that was measured.
+
+    Attributes:
+        name: As the user spelled it, and as the timings call it.
+        sha256: Of the model file, without the weights beside it.
+        file_bytes: Of the model file and the weights beside it.
+    """
+
+    name: str
+    sha256: str
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what models are run.
+
+    Attributes:
+        dims: Sizes of symbolic dimensions; what is not there is 1 or 16.
+        threads: Of each session.
+        provider: Where the models run.
+    """
+
+    dims: Mapping[str, int]
+    threads: int
+    provider: str
+
+    @property
+    def title(self) -> str:
+        """The conditions in words."""
+        sizes = [f"{name} {size}" for name, size in self.dims.items()] or ["default shape"]
+        return ", ".join([*sizes, f"{self.threads} thread{'s' if self.threads > 1 else ''}", self.provider])
+
+
+@dataclass(frozen=True)
+class Case:
+    """All models under one set of conditions.
+
+    Attributes:
+        conditions: Shape, threads and provider.
+        measurement: What was measured.
+        rooflines: How near each model's operators come to the machine's limits, from a run of its own under the
+            profiler; empty where it was not asked for.
+    """
+
+    conditions: Conditions
+    measurement: Measurement
+    rooflines: tuple[ModelRoofline, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The conditions in words."""
+        return self.conditions.title
+
+    def roofline(self, name: str) -> ModelRoofline | None:
+        """Return the roofline of the model called ``name``."""
+        return next((roofline for roofline in self.rooflines if roofline.name == name), None)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything that one ``lathe bench`` found, raw samples included.
+
+    Attributes:
+        taken: When, in UTC (ISO 8601).
+        models: In the order of the command; each is compared with the first.
+        cases: In order.
+    """
+
+    taken: str
+    models: tuple[BenchedModel, ...]
+    cases: tuple[Case, ...]
+
+    def model(self, name: str) -> BenchedModel:
+        """Return the model called ``name``."""
+        return next(model for model in self.models if model.name == name)
+
+    def to_json(self) -> str:
+        """Return the result as one line of JSON with its schema and version; `from_json` reads it."""
+        return schema.dump(self, SCHEMA)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "result") -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: It is not JSON, of another schema, or lacks something.
+        """
+        return schema.load(cls, SCHEMA, text, source, mend="Measure again, with `lathe bench -o`.")
+
+
+def judged_together(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Return the cases with verdicts that are adjusted (Holm) for there being several cases."""
+    runs = [(case.measurement.timings, case.measurement.canary) for case in cases]
+    return tuple(
+        replace(case, measurement=replace(case.measurement, comparisons=comparisons))
+        for case, comparisons in zip(cases, compare_all(runs), strict=True)
+    )

@@ -1,0 +1,264 @@
+"""On simulated data, how often intervals and certificates cover, against what they claim.
+
+`python -m tests.studies.coverage` prints a Markdown table and writes the same as JSON lines; a row whose claim is not
+kept gives exit status 1. `--quick` has few simulations, to see that it runs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, pareto
+
+from onnx_lathe.benchmarks.proportions import clopper_pearson_upper, drop_upper, paired_change, wilson
+from onnx_lathe.benchmarks.result import Interval
+from onnx_lathe.benchmarks.stats import hodges_lehmann, least_samples, mean_interval, percentile, studentized_bootstrap
+from onnx_lathe.benchmarks.verdict import compare
+from tests.studies.macro_f1 import CASES as F1_CASES
+from tests.studies.macro_f1 import bound as f1_bound
+from tests.studies.simulated import MACHINES, QUIET, Machine, simulate
+
+Vector = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Vector]
+"""Some independent values."""
+
+FALSE_VERDICTS = 1 / 300
+"""What the project allows itself of "faster" and "slower" where nothing differs."""
+POWER = {1.03: 48 / 60, 1.05: 57 / 60}
+"""What it promises to find, on a quiet machine in ten processes, by speed."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many simulations a row rests on, by what one costs."""
+
+    proportions: int
+    intervals: int
+    verdicts: int
+    bootstraps: int
+
+
+FULL = Effort(proportions=20_000, intervals=2_000, verdicts=1_000, bootstraps=1_000)
+QUICK = Effort(proportions=1_000, intervals=60, verdicts=12, bootstraps=4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim and what was found of it.
+
+    Attributes:
+        what: The function or rule.
+        case: Its data.
+        claimed: Share of simulations; None where nothing is promised.
+        most: Whether the claim is "at most" and not "at least".
+        found: Share of simulations in which the interval covered, or the verdict was given.
+        low: Of Wilson's 95 % interval of that share.
+        high: Of it.
+        simulations: How many.
+    """
+
+    what: str
+    case: str
+    claimed: float | None
+    most: bool
+    found: float
+    low: float
+    high: float
+    simulations: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the claim lies within what the simulations cannot tell from it, or beyond."""
+        if self.claimed is None:
+            return True
+        return self.low <= self.claimed if self.most else self.high >= self.claimed
+
+
+def row(what: str, case: str, claimed: float | None, outcomes: Sequence[bool] | Vector, most: bool = False) -> Row:
+    """Tally the outcomes of simulations."""
+    share = wilson(int(np.sum(outcomes)), len(outcomes))
+    return Row(what, case, claimed, most, share.value, share.low, share.high, len(outcomes))
+
+
+def _covers(interval: Interval, truth: float) -> bool:
+    return interval.low <= truth <= interval.high
+
+
+def _bimodal_quantile(quantile: float) -> float:
+    """Return a quantile of 80 % normal around 1.0 and 20 % around 1.5, both of deviation 0.05."""
+    grid = np.linspace(0.5, 2.0, 1_500_001)
+    below = 0.8 * norm.cdf(grid, 1.0, 0.05) + 0.2 * norm.cdf(grid, 1.5, 0.05)
+    return float(np.interp(quantile, below, grid))
+
+
+LATENCIES: dict[str, tuple[Draw, Callable[[float], float]]] = {
+    "normal": (lambda rng, n: rng.normal(1.0, 0.05, n), lambda q: float(norm.ppf(q, 1.0, 0.05))),
+    "lognormal": (lambda rng, n: rng.lognormal(0.0, 0.5, n), lambda q: float(np.exp(0.5 * norm.ppf(q)))),
+    "Pareto 1.5": (lambda rng, n: 1.0 + rng.pareto(1.5, n), lambda q: float(pareto.ppf(q, 1.5))),
+    "bimodal": (
+        lambda rng, n: rng.normal(np.where(rng.random(n) < 0.2, 1.5, 1.0), 0.05),
+        _bimodal_quantile,
+    ),
+}
+
+
+def percentiles(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """`percentile` on independent values, at the least number of them and at 2,000."""
+    for quantile, (name, (draw, truth)) in product((0.5, 0.9, 0.99), LATENCIES.items()):
+        for n in (least_samples(quantile), 2000):
+            wanted = truth(quantile)
+            found = [_covers(percentile(draw(rng, n), quantile), wanted) for _ in range(effort.intervals)]
+            yield row(f"percentile p{100 * quantile:g}", f"{name}, n = {n}", 0.95, found)
+
+
+def centres(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """`hodges_lehmann` on symmetric values, and `mean_interval` on normal ones and, promising nothing, skewed ones."""
+    symmetric: dict[str, Draw] = {
+        "normal": lambda rng, n: rng.normal(0.0, 1.0, n),
+        "Student, 2 degrees of freedom": lambda rng, n: rng.standard_t(2, n),
+        "bimodal": lambda rng, n: rng.normal(rng.choice([-2.0, 2.0], n), 0.5),
+    }
+    for (name, draw), n in product(symmetric.items(), (6, 12, 40)):
+        found = [_covers(hodges_lehmann(draw(rng, n)), 0.0) for _ in range(effort.intervals)]
+        yield row("hodges_lehmann", f"{name}, n = {n}", 0.95, found)
+    for n in (3, 5, 30):
+        found = [_covers(mean_interval(rng.normal(0.0, 1.0, n)), 0.0) for _ in range(effort.intervals)]
+        yield row("mean_interval", f"normal, n = {n}", 0.95, found)
+        found = [_covers(mean_interval(rng.exponential(1.0, n)), 1.0) for _ in range(effort.intervals)]
+        yield row("mean_interval", f"exponential, n = {n}", None, found)
+
+
+def verdicts(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """`compare` on simulated runs: the speed's interval, false verdicts, power."""
+    for machine in MACHINES:
+        same = _comparisons(machine, 1.0, effort, rng)
+        yield row("compare, interval of the speed", f"{machine.name}, no difference", 0.95, same["covers"])
+        false = same["faster"] | same["slower"]
+        yield row("compare, false verdict", machine.name, FALSE_VERDICTS, false, most=True)
+        yield row("compare, inconclusive", f"{machine.name}, no difference", None, same["inconclusive"])
+        for speed in POWER:
+            other = _comparisons(machine, speed, effort, rng)
+            case = f"{machine.name}, {speed - 1:.0%} faster"
+            yield row("compare, interval of the speed", case, 0.95, other["covers"])
+            yield row("compare, found", case, POWER[speed] if machine is QUIET else None, other["faster"])
+            yield row("compare, wrong direction", case, FALSE_VERDICTS, other["slower"], most=True)
+
+
+def _comparisons(machine: Machine, speed: float, effort: Effort, rng: np.random.Generator) -> dict[str, Vector]:
+    """Return what holds of each simulated comparison, ``bool [simulations]`` by name."""
+    found = [compare(*simulate(machine, speed, rng))[0] for _ in range(effort.verdicts)]
+    outcomes = {
+        verdict: [each.verdict == verdict for each in found] for verdict in ("faster", "slower", "inconclusive")
+    }
+    outcomes["covers"] = [_covers(each.speed, speed) for each in found]
+    return {name: np.array(outcome) for name, outcome in outcomes.items()}
+
+
+def shares(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """`wilson` and `clopper_pearson_upper` on binomial counts."""
+    upper = cache(clopper_pearson_upper)
+    score = cache(wilson)
+    for n, chance in product((50, 200, 1000), (0.5, 0.9, 0.99)):
+        counts: list[int] = rng.binomial(n, chance, effort.proportions).tolist()
+        case = f"share {chance:g}, n = {n}"
+        yield row("wilson", case, 0.95, [_covers(score(count, n), chance) for count in counts])
+        losses = [n - count for count in counts]
+        case = f"share {1 - chance:.2g}, n = {n}"
+        yield row("clopper_pearson_upper", case, 0.95, [upper(count, n) >= 1 - chance for count in losses])
+
+
+DISCORDANT = ((0.01, 0.0), (0.002, 0.001), (0.01, 0.005), (0.03, 0.02), (0.1, 0.02), (0.1, 0.1), (0.01, 0.05))
+"""Chances of a loss and of a gain in one sample."""
+
+
+def paired(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """`drop_upper`, the certificate of what is right or wrong, and `paired_change`."""
+    bound = cache(drop_upper)
+    change = cache(paired_change)
+    for n, (loss, gain) in product((60, 200, 1000, 5000), DISCORDANT):
+        draws: list[list[int]] = rng.multinomial(n, [loss, gain, 1 - loss - gain], effort.proportions).tolist()
+        case = f"losses {loss:g}, gains {gain:g}, n = {n}"
+        covered = [bound(losses, gains, n)[0] >= loss - gain for losses, gains, _ in draws]
+        yield row("certificate, right or wrong", case, 0.95, covered)
+        covered = [_covers(change(losses, gains, n), gain - loss) for losses, gains, _ in draws]
+        yield row("paired_change", case, 0.95, covered)
+
+
+DROPS: dict[str, tuple[Draw, float]] = {
+    "exponential, mean 0.1": (lambda rng, n: rng.exponential(0.1, n), 0.1),
+    "lognormal 1, mean 0.05": (lambda rng, n: 0.05 * rng.lognormal(-0.5, 1.0, n), 0.05),
+    "gains and losses, skewed": (lambda rng, n: 0.3 * rng.beta(0.5, 2.0, n) - 0.03, 0.03),
+    "one sample in 20 loses 0.5": (lambda rng, n: 0.5 * (rng.random(n) < 0.05), 0.025),
+    "one sample in 100 loses all": (lambda rng, n: 1.0 * (rng.random(n) < 0.01), 0.01),
+}
+"""Drops of single samples, and their true mean."""
+
+
+def means(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """The certificate of a mean of values: the bootstrap of the drop and `judge`'s floor under it."""
+    for (name, (draw, truth)), n in product(DROPS.items(), (50, 200, 1000)):
+        # `judge` also bootstraps what the two models are worth: three times the work, and nothing to do with the drop.
+        limits = np.array([studentized_bootstrap(draw(rng, n), (0.95,))[0] for _ in range(effort.bootstraps)])
+        case = f"{name}, n = {n}"
+        yield row("studentized bootstrap alone", case, 0.95, limits >= truth)
+        yield row("certificate, mean", case, 0.95, np.maximum(limits, clopper_pearson_upper(0, n)) >= truth)
+
+
+def macro_f1(effort: Effort, rng: np.random.Generator) -> Iterator[Row]:
+    """The certificate of a metric of the whole set."""
+    for case, n in product(F1_CASES, (100, 400, 1500)):
+        truth = case.drop()
+        limits = np.array([f1_bound(*case.draw(rng, n)) for _ in range(effort.bootstraps)])
+        yield row("BCa bootstrap alone", f"macro F1, {case.name}, n = {n}", 0.95, limits >= truth)
+        covered = np.maximum(limits, clopper_pearson_upper(0, n)) >= truth
+        yield row("certificate, macro F1", f"{case.name}, n = {n}", 0.95, covered)
+
+
+STUDIES = (percentiles, centres, shares, paired, verdicts, means, macro_f1)
+
+
+def study(effort: Effort, seed: int = 0) -> Iterator[Row]:
+    """Run all studies; each has its own stream of random numbers."""
+    for number, part in enumerate(STUDIES):
+        yield from part(effort, np.random.default_rng([seed, number]))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ["| what | data | claimed | found | 95 % interval | simulations | kept |", "|---|---|---|---|---|---|---|"]
+    for each in rows:
+        claimed = "none" if each.claimed is None else f"{'at most' if each.most else 'at least'} {each.claimed:.1%}"
+        kept = "" if each.claimed is None else "yes" if each.kept else "**no**"
+        cells = (each.what, each.case, claimed, f"{each.found:.1%}", f"{each.low:.1%} to {each.high:.1%}")
+        lines.append(f"| {' | '.join(cells)} | {each.simulations} | {kept} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the studies, write ``coverage.jsonl`` and ``coverage.md``, and return the exit status."""
+    parser = argparse.ArgumentParser("tests.studies.coverage", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few simulations")
+    parser.add_argument("--output", type=Path, default=Path("out/studies"), help="folder")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    with (options.output / "coverage.jsonl").open("w") as file:
+        for each in study(QUICK if options.quick else FULL):
+            rows.append(each)
+            file.write(json.dumps({**asdict(each), "kept": each.kept}) + "\n")
+            file.flush()
+    text = table(rows)
+    (options.output / "coverage.md").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+    return 0 if all(each.kept for each in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
