@@ -47,10 +47,13 @@ _CONTRIBUTED = {
 
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size", "Dropout"}
 """Operators that move no values on the CPU."""
-_SELECTING = {"Gather", "GatherElements", "GatherND", "Slice", "Split"}
-"""Operators that read no more than they write."""
+_SELECTING = {"Gather", "GatherElements", "GatherND", "Slice", "Split", "Compress", "EmbedLayerNormalization"}
+"""Operators that read only part of their input, about as much as they write."""
 
 _INTEGERS = {"int8", "uint8"}
+
+_ELEMENTWISE_BYTES = 3 * 4 * 512 * 768
+"""What the peak of elementwise work moves: less than that can be expected to move as fast."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +190,20 @@ def _share(operator: OperatorTime, peaks: Peaks) -> OperatorShare:
     bound: Bound = "unknown"
     if operator.provider == "cpu" and macs is not None and nbytes is not None:
         computing = macs / peaks.rate("uint8" if integers else "float32")
-        moving = nbytes / peaks.bandwidth(nbytes // operator.executions)
+        moving = nbytes / _bandwidth(peaks, nbytes // operator.executions)
         limit = max(computing, moving)
         bound = "overhead" if limit == 0 else "arithmetic" if computing > moving else "memory"
     return OperatorShare(operator.node, operator.op_type, macs, nbytes, operator.seconds, limit, bound, integers)
+
+
+def _bandwidth(peaks: Peaks, nbytes: int) -> float:
+    """Return the bytes a second of the fastest probe that moved as much or more: less moves no slower.
+
+    The smallest probe of weights is short, and the cost of its call makes it look slower than larger ones.
+    """
+    larger = [rate for size, rate in peaks.bandwidths.items() if size >= nbytes]
+    elementwise = [peaks.rate("elementwise")] if nbytes <= _ELEMENTWISE_BYTES else []
+    return max([peaks.bandwidth(nbytes), *larger, *elementwise])
 
 
 def _in_integers(operator: OperatorTime) -> bool:
@@ -203,13 +216,17 @@ def _summed(op_type: str, first: tuple[int, ...], second: tuple[int, ...], resul
     """Return how many products each element of a matrix product sums; either factor may be transposed."""
     if op_type not in ("Gemm", "FusedGemm", "QGemm", "FusedMatMul"):
         return first[-1] if first else None
-    if len(result) < 2 or 0 in result:
-        return 0 if 0 in result else None
-    # A factor that is repeated over the batch has fewer elements than it stands for, the other one does not.
-    *_, height, _ = result
-    rows, columns = math.prod(result[:-1]), math.prod(result) // height
-    summed = max(math.prod(first) // rows, math.prod(second) // columns)
-    return summed if summed in first and summed in second else None
+    if 0 in result:
+        return 0
+    if min(len(first), len(second), len(result)) < 2:
+        return None
+    *batch, height, width = result
+    factors = ((first, height), (second, width))
+    if all(side in shape[-2:] for shape, side in factors):
+        sums = {math.prod(shape[-2:]) // side for shape, side in factors}
+    else:  # onnxruntime also fuses transposes that move the batch between a factor's two sides
+        sums = {math.prod(shape) // (math.prod(batch) * side) for shape, side in factors}
+    return sums.pop() if len(sums) == 1 else None
 
 
 def _attention(inputs: Sequence[Operand], result: tuple[int, ...]) -> int | None:

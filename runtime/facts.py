@@ -126,6 +126,7 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
     model = loading.read_graph(path)
     inputs, outputs = tensors.input_specs(model, str(path)), tensors.output_specs(model, str(path))
     sizes = tensors.bind_dims(inputs, dims, batch=1)
+    stored_bytes = _file_bytes(path, model)
     _drop_large_values(path, model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -135,7 +136,7 @@ def read_facts(path: Path, dims: Mapping[str, int] | None = None) -> GraphFacts:
     macs = [node.macs for node in nodes]
     return GraphFacts(
         parameters=parameters,
-        file_bytes=_file_bytes(path, model),
+        file_bytes=stored_bytes,
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         operators=dict(Counter(node.op_type for node in loading.nodes(model)).most_common()),
         macs=None if None in macs else sum(filter(None, macs)),

@@ -39,7 +39,7 @@ def roofline(report: Report) -> Section | None:
 def _sentence(model: ModelRoofline) -> str:
     peaks = (
         f"peaks of {_rate(model.float_rate)} (float32) and {_rate(model.integer_rate)} (uint8 with int8), "
-        f"{text.size(round(model.bandwidth))}/s, {model.threads} threads"
+        f"{text.size(round(model.bandwidth))}/s, {model.threads} thread{'s' if model.threads > 1 else ''}"
     )
     return f"{model.name}: {_percent(model.share)} of its limit over {_percent(model.known)} of the time; {peaks}."
 

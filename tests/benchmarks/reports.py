@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_lathe.benchmarks.evaluation import Evaluation, evaluate
+from onnx_lathe.benchmarks.limits import ModelRoofline, OperatorShare
 from onnx_lathe.benchmarks.proportions import wilson
 from onnx_lathe.benchmarks.report.model import (
     AppliedEdit,
@@ -117,6 +118,7 @@ def full_report() -> Report:
         candidates=_candidates(),
         edits=_edits(),
         difference=graph_difference(),
+        rooflines=(model_roofline(),),
         method=("The samples were cut by label into train, select and test; calibration saw training samples only.",),
         warnings=("The test part has 504 samples: differences below one point are within its noise.",),
         command="lathe convert recipes/digits.toml",
@@ -130,6 +132,18 @@ def evaluation(classes: int = 12) -> Evaluation:
     logits = rng.normal(size=(504, classes)) + 4 * np.eye(classes)[labels]
     samples = Samples(({"x": np.zeros((504, 1), np.float32)},), labels)
     return evaluate({"logits": logits}, {"logits": logits + rng.normal(0, 0.3, logits.shape)}, samples)
+
+
+def model_roofline() -> ModelRoofline:
+    """Return how near the nodes of what ships came to their limits, of which one is unknown and one is nothing."""
+    shares = (
+        OperatorShare("conv1", "QLinearConv", 24_000_000, 400_000, 2e-4, 5e-5, "arithmetic", integers=True),
+        OperatorShare("conv2", "QLinearConv", 6_000_000, 100_000, 1e-4, 2.5e-5, "memory", integers=True),
+        OperatorShare("head", "MatMul", 1_000_000, 2_000_000, 6e-5, 3e-5, "memory"),
+        OperatorShare("state", "LSTM", None, 50_000, 3e-5, None, "unknown"),
+        OperatorShare("view", "Reshape", 0, 0, 1e-5, 0.0, "overhead"),
+    )
+    return ModelRoofline(INT8, shares, float_rate=1.2e11, integer_rate=4.8e11, bandwidth=3.2e10, threads=2)
 
 
 def graph_difference(groups: int = 1) -> GraphDifference:

@@ -48,7 +48,7 @@ def timeline() -> str:
 
 PAGES: dict[str, tuple[Callable[[], str], int]] = {
     "small": (lambda: render_html(small_report()), 4),
-    "full": (lambda: render_html(full_report()), 6),
+    "full": (lambda: render_html(full_report()), 7),
     "hostile": (lambda: render_html(hostile()), 4),
     "attribution": (attribution, 0),
     "history": (timeline, 1),

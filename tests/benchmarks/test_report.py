@@ -225,7 +225,7 @@ def test_sections_of_a_full_report_stand_in_html_and_markdown_alike():
     assert page.anchors == [section.key for section in sections]
     assert page.anchors == [
         *("ladder", "comparisons", "accuracy", "beyond", "distillation", "training"),
-        *("candidates", "edits", "operators", "difference", "environment", "method", "reproduce"),
+        *("candidates", "edits", "operators", "roofline", "difference", "environment", "method", "reproduce"),
     ]
     titles = re.findall(r"^## (.*)$", render_markdown(report), flags=re.MULTILINE)
     assert titles == [section.title for section in sections]

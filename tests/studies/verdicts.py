@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +61,7 @@ KINDS = (
 
 def run(models: Sequence[Path], file: Path, kinds: Sequence[Kind] = KINDS) -> None:
     """Take the verdicts that ``file`` lacks, a tenth of each kind at a time, and append each as a line of JSON."""
+    _cut_to_whole_lines(file)
     done = {(entry["kind"], entry["index"]) for entry in read(file)}
     wanted = sorted(
         ((10 * index // kind.count, number, index) for number, kind in enumerate(kinds) for index in range(kind.count))
@@ -82,6 +83,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     """Return what was taken so far; a line that an interrupt cut short is left out."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _cut_to_whole_lines(file: Path) -> None:
+    """Take away the line that an interrupt cut short: what is appended must not join it."""
+    if file.exists():
+        content = file.read_bytes()
+        file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _other_core(busy: bool) -> Iterator[None]:
+def _other_core(busy: bool) -> Generator[None]:
     """Keep the last core busy, or leave it alone."""
     if not busy:
         yield
