@@ -140,7 +140,7 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
         MeasurementError: There is no subject, or one could not be started or run: with what its process said last.
         InputError: Two subjects have the same name.
     """
-    _check(subjects)
+    check_subjects(subjects)
     described = environment.describe()
     records = {subject.name: _Record() for subject in subjects}
     songs: list[float] = []
@@ -158,7 +158,13 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
     return Measurement(timings, compare(timings, songs), tuple(songs), described)
 
 
-def _check(subjects: Sequence[Subject]) -> None:
+def check_subjects(subjects: Sequence[Subject]) -> None:
+    """Refuse to measure nothing, or two subjects that nothing tells apart.
+
+    Raises:
+        MeasurementError: There is no subject.
+        InputError: Two have the same name.
+    """
     names = [subject.name for subject in subjects]
     if not names:
         raise MeasurementError("measurement", got="no subject", expected="at least one", mend="Name what to measure.")

@@ -15,14 +15,14 @@ import numpy as np
 
 from onnx_lathe.benchmarks import canary, environment, schema
 from onnx_lathe.benchmarks.load import schedule
-from onnx_lathe.benchmarks.measure import SCREEN, Effort, OnProgress
+from onnx_lathe.benchmarks.measure import SCREEN, Effort, OnProgress, check_subjects
 from onnx_lathe.benchmarks.process import Worker
 from onnx_lathe.benchmarks.queueing import LatencyBound, Responses, Run, respond
 from onnx_lathe.benchmarks.result import Comparison, Interval, Timing
 from onnx_lathe.benchmarks.stats import mean_interval, percentile
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.verdict import compare
-from onnx_lathe.runtime.errors import InputError, MeasurementError
+from onnx_lathe.runtime.errors import InputError
 
 MOST_QUERIES = 20_000
 """In an offline block, so that a call of microseconds does not fill the memory."""
@@ -177,7 +177,7 @@ def measure_offline(
         MeasurementError: There is no subject, or one could not be started or run: with what its process said last.
         InputError: Two subjects have the same name, or a number is under 1.
     """
-    _check_subjects(subjects)
+    check_subjects(subjects)
     _check_count("streams", streams)
     _check_count("samples per query", samples_per_query)
     described, songs = environment.describe(), list[float]()
@@ -212,7 +212,7 @@ def measure_server(
         MeasurementError: There is no subject, or one could not be started or run: with what its process said last.
         InputError: Two subjects have the same name, or ``rate`` is not a number above 0.
     """
-    _check_subjects(subjects)
+    check_subjects(subjects)
     if not 0.0 < rate < float("inf"):
         raise InputError("rate", got=f"{rate:g}", expected="queries per second, above 0", mend="Give a rate.")
     described, songs = environment.describe(), list[float]()
@@ -345,17 +345,3 @@ def _server_run(subject: Subject, arrivals: Sequence[int], traffic: Traffic, son
 def _check_count(name: str, got: int) -> None:
     if got < 1:
         raise InputError(name, got=str(got), expected="at least 1", mend="Give a larger number.")
-
-
-def _check_subjects(subjects: Sequence[Subject]) -> None:
-    names = [subject.name for subject in subjects]
-    if not names:
-        raise MeasurementError("measurement", got="no subject", expected="at least one", mend="Name what to measure.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            "measurement",
-            got=f"two subjects called {twice!r}",
-            expected="a name of its own for each",
-            mend="Rename one of them.",
-        )

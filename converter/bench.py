@@ -117,7 +117,8 @@ def bench_offline(
     """
     done: list[tuple[Conditions, OfflineResult]] = []
     for case, feeds in _conditions(model_file(models[0]), dims, data, provider, threads):
-        samples = max((len(array) for array in tensors.load_npz(feeds).values() if array.ndim), default=1)
+        first = next(iter(tensors.load_npz(feeds).values()))
+        samples = len(first) if first.ndim else 1
         subjects = _subjects(models, case, feeds)
         effort = replace(FINAL, processes=5)
         result = measure_offline(
