@@ -72,9 +72,10 @@ def drop_upper(losses: float, gains: float, n: int) -> tuple[float, str]:
 
 
 def paired_change(losses: int, gains: int, n: int) -> Interval:
-    """Return the change of a share over ``n`` pairs, ``(gains - losses) / n``, with its 95 % interval.
+    """Return the change of a share over ``n`` pairs, ``(gains - losses) / n``, with its 95 % score interval.
 
     Both ends are bounds as `tango_upper` gives them at 97.5 %, or the exact bound of what none of the pairs showed.
+    An approximation: over 60 pairs of which one side is rare it covers 93 % (docs/studies/coverage.md).
     """
 
     def most(up: int, down: int) -> float:

@@ -92,6 +92,21 @@ def beyond_p_value(differences: ArrayLike, margin: float) -> float:
     return min(1.0, 2.0 * min(_p_above(d - margin), _p_above(-d - margin)))
 
 
+def mean_beyond_p_value(values: ArrayLike, margin: float) -> float:
+    """Return the two-sided p-value of Student's test that the mean lies within ``margin`` of zero.
+
+    Args:
+        values: ``float [n]``, n at least 2.
+        margin: At least 0.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    beyond = abs(float(x.mean())) - margin
+    error = float(x.std(ddof=1)) / float(np.sqrt(len(x)))
+    if error == 0.0:
+        return 0.0 if beyond > 0.0 else 1.0
+    return min(1.0, 2.0 * float(t.sf(beyond / error, len(x) - 1)))
+
+
 def _p_above(d: Vector) -> float:
     """Return ``P(T+ >= t+)``, small where ``d`` lies above zero."""
     positive = float(rankdata(np.abs(d))[d > 0].sum())

@@ -10,6 +10,7 @@ from onnx_lathe.benchmarks.stats import (
     hodges_lehmann,
     holm,
     least_samples,
+    mean_beyond_p_value,
     mean_interval,
     percentile,
     studentized_bootstrap,
@@ -112,3 +113,12 @@ def test_bca_agrees_with_scipys_and_repeats_itself():
 
 def test_bca_of_what_does_not_vary_is_that():
     assert bca_bootstrap(lambda indices: np.array([0.5]), 10, [0.025, 0.975]).tolist() == [[0.5], [0.5]]
+
+
+def test_the_p_value_of_a_mean_beyond_a_margin_is_students():
+    values = np.array([0.02, 0.05, 0.03, 0.04, 0.06])
+    wanted = float(scipy_stats.ttest_1samp(values, 0.01, alternative="greater").pvalue)
+    assert mean_beyond_p_value(values, 0.01) == pytest.approx(2 * wanted)
+    assert mean_beyond_p_value(-values, 0.01) == pytest.approx(2 * wanted)
+    assert mean_beyond_p_value(values, 0.2) == 1.0
+    assert (mean_beyond_p_value([0.1, 0.1], 0.01), mean_beyond_p_value([0.01, 0.01], 0.1)) == (0.0, 1.0)

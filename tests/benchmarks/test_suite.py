@@ -52,7 +52,7 @@ def test_a_difference_that_holds_alone_is_inconclusive_among_many_cases():
     alone = compare_all([run])[0][0]
     among = compare_all([run] * 300)[0][0]
     assert alone.verdict == "faster"
-    assert (among.verdict, among.reason[:34]) == ("inconclusive", "too few blocks for so many subject")
+    assert (among.verdict, among.reason[:17]) == ("inconclusive", "too few processes")
 
 
 def test_cases_are_judged_together():

@@ -1,6 +1,9 @@
 """The runner of real verdicts: it resumes, takes each once, counts, and leaves no process behind. Nothing is timed."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from tests.studies.rivals import Separate
 from tests.studies.verdicts import RIVALS, Kind, read, run, table, take
 
 KINDS = (Kind("idle", 4, 0.0, False, 1.0), Kind("5 % slower", 2, 0.05, False, 2.0))
-ENTRY = {"verdict": "no difference", "speed": [1.0, 0.99, 1.01], "seconds": 1.0, "rivals": []}
+ENTRY = {"verdict": "no difference", "speed": [1.0, 0.99, 1.01], "seconds": 1.0, "disturbed": False, "rivals": []}
 
 
 def seen_by_rivals(seconds: float) -> dict[str, Any]:
@@ -71,6 +74,31 @@ def test_each_verdict_is_taken_once_with_the_models_in_turn(monkeypatch: pytest.
     assert entries[0] == {"kind": "idle", "index": 0, "model": "small", **ENTRY}
 
 
+def test_a_verdict_that_was_disturbed_is_kept_and_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    model, file = graphs.write(tmp_path / "m.onnx", graphs.LINEAR), tmp_path / "verdicts.jsonl"
+    disturbed = iter([True, True, False, False])
+    waited: list[int] = []
+    monkeypatch.setattr(verdicts, "take", lambda *_: ENTRY | {"disturbed": next(disturbed)})
+    monkeypatch.setattr(verdicts, "await_quiet", lambda: waited.append(len(read(file))))
+    run([model], file, (Kind("idle", 2, 0.0, False, 1.0),))
+    assert [(entry["index"], entry["disturbed"]) for entry in read(file)] == [
+        (0, True),
+        (0, True),
+        (0, False),
+        (1, False),
+    ]
+    assert waited == [1, 2]
+
+
+def test_the_work_of_own_processes_is_not_that_of_strangers():
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        # Until a child has been waited for nobody is charged with it, as nobody here is with a stranger.
+        as_stranger = verdicts.strangers_seconds()
+    assert as_stranger - verdicts.strangers_seconds() >= 0.4
+
+
 def test_the_table_counts_the_verdicts_of_each_kind_and_of_the_rivals():
     rivals = {same: [seen_by_rivals(1.0), seen_by_rivals(1.0 if same else 1.06)] for same in (True, False)}
     entries = [
@@ -79,6 +107,7 @@ def test_the_table_counts_the_verdicts_of_each_kind_and_of_the_rivals():
         {"kind": "idle", **ENTRY, "verdict": "faster", "speed": [1.02, 1.01, 1.03]},
         {"kind": "5 % slower", **ENTRY, "verdict": "slower", "speed": [1 / 1.06, 0.9, 1.0], "rivals": rivals[False]},
     ]
+    entries.append({"kind": "idle", **ENTRY, "verdict": "slower", "speed": [0.5, 0.4, 0.6], "disturbed": True})
     lines = table(entries, (*KINDS, Kind("none yet", 1, 0.0, False, 1.0))).splitlines()
     assert lines[2:4] == [
         "| idle | 3 | 1 | 0 | 1 | 1 | 1.0000 | 2.0 points | 3.5 at most |",
@@ -89,6 +118,7 @@ def test_the_table_counts_the_verdicts_of_each_kind_and_of_the_rivals():
     assert "| pytest-benchmark mean:5% | 0 / it has none | 1 / it has none |" in lines
     assert "| asv factor 1.1 | 0 / 0 | 0 / 0 |" in lines
     assert "| asv factor 1.02 | 0 / 0 | 1 / 0 |" in lines
+    assert "Disturbed by other processes, and taken again: 1 (slower 1)." in lines
     assert "none yet" not in "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """Real verdicts of known truth: a model against itself, on an idle and a busy machine, and against a slowed copy.
 
-Each verdict is a line of a file of its own; what is there already is not done again. Beside some of them stands what
+Each verdict is a line of a file of its own; what is there already is not done again. One during which strangers used
+the machine is kept, but marked as disturbed, and taken again: its truth is not known. Beside some of them stands what
 the rivals (`tests.studies.rivals`) see in the same minute.
 """
 
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +32,10 @@ from tests.studies.rivals import asv_verdict, pytest_benchmark_slower, separate
 RIVALS = 60
 """Beside so many verdicts of a kind."""
 
+QUIET = 0.1
+"""Cores that processes other than the study's may use on average, the share stolen by the host included."""
+_PATIENCE = 1800.0
+"""Seconds to wait for the machine to become quiet, before a verdict is taken all the same."""
 _BUSY = "import numpy as np\na = np.ones((64, 64), np.float32)\nwhile True: a @ a"
 
 
@@ -62,7 +69,7 @@ KINDS = (
 def run(models: Sequence[Path], file: Path, kinds: Sequence[Kind] = KINDS) -> None:
     """Take the verdicts that ``file`` lacks, a tenth of each kind at a time, and append each as a line of JSON."""
     _cut_to_whole_lines(file)
-    done = {(entry["kind"], entry["index"]) for entry in read(file)}
+    done = {(entry["kind"], entry["index"]) for entry in read(file) if not entry["disturbed"]}
     wanted = sorted(
         ((10 * index // kind.count, number, index) for number, kind in enumerate(kinds) for index in range(kind.count))
     )
@@ -74,9 +81,13 @@ def run(models: Sequence[Path], file: Path, kinds: Sequence[Kind] = KINDS) -> No
             kind, model = kinds[number], models[index % len(models)]
             if (kind.name, index) in done:
                 continue
-            entry = take(kind, index, model, feeds[model])
-            with file.open("a") as stream:
-                stream.write(json.dumps({"kind": kind.name, "index": index, "model": model.stem, **entry}) + "\n")
+            while True:
+                entry = take(kind, index, model, feeds[model])
+                with file.open("a") as stream:
+                    stream.write(json.dumps({"kind": kind.name, "index": index, "model": model.stem, **entry}) + "\n")
+                if not entry["disturbed"]:
+                    break
+                await_quiet()
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -99,12 +110,12 @@ def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
         Subject(name, start, {"model": str(model), "feeds": str(feeds), "by": by})
         for name, by in (("a", 0.0), ("b", kind.slower))
     ]
-    load = machine.load()
+    began, strangers = time.monotonic(), strangers_seconds()
     with _other_core(kind.busy):
-        began = time.monotonic()
         found = measure(subjects, replace(FINAL, time_budget=kind.seconds))
-        seconds = time.monotonic() - began
-        rivals = [asdict(separate(subject)) for subject in subjects] if index < RIVALS else []
+    seconds = time.monotonic() - began
+    strangers = (strangers_seconds() - strangers) / seconds
+    rivals = [asdict(separate(subject)) for subject in subjects] if index < RIVALS else []
     comparison = found.comparisons[0]
     return {
         "verdict": comparison.verdict,
@@ -113,9 +124,28 @@ def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "processes": len(found.timings[0].blocks),
         "drift": round(canary.drift(found.canary), 4),
-        "load": load,
+        "strangers": round(strangers, 3),
+        "disturbed": strangers > QUIET,
         "rivals": rivals,
     }
+
+
+def strangers_seconds() -> float:
+    """Return the CPU seconds since boot that neither the machine idled nor this process and its dead children used."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return total - sum(each.ru_utime + each.ru_stime for each in own)
+
+
+def await_quiet() -> None:
+    """Wait until others leave the machine alone for three seconds in a row, but not forever."""
+    began, quiet = time.monotonic(), 0
+    while quiet < 3 and time.monotonic() - began < _PATIENCE:
+        before = strangers_seconds()
+        time.sleep(1.0)
+        quiet = quiet + 1 if strangers_seconds() - before <= QUIET else 0
 
 
 @contextmanager
@@ -135,6 +165,8 @@ def _other_core(busy: bool) -> Generator[None]:
 
 def table(entries: Sequence[Mapping[str, Any]], kinds: Sequence[Kind] = KINDS) -> str:
     """Return the verdicts of each kind, counted, and those of the rivals, as Markdown."""
+    disturbed = Counter(entry["verdict"] for entry in entries if entry["disturbed"])
+    entries = [entry for entry in entries if not entry["disturbed"]]
     lines = [
         "| kind | verdicts | faster | slower | no difference | inconclusive | median speed | worst | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -152,7 +184,11 @@ def table(entries: Sequence[Mapping[str, Any]], kinds: Sequence[Kind] = KINDS) -
         figures = [len(chosen), *counts, f"{np.median(speeds):.4f}", f"{100 * worst:.1f} points"]
         seconds = max(entry["seconds"] for entry in chosen)
         lines.append(f"| {kind.name} | " + " | ".join(map(str, figures)) + f" | {seconds} at most |")
-    return "\n".join([*lines, "", *_rivals(entries, kinds)])
+    counted = ", ".join(f"{verdict} {count}" for verdict, count in sorted(disturbed.items()))
+    note = f"Disturbed by other processes, and taken again: {disturbed.total()}" + (
+        f" ({counted})." if counted else "."
+    )
+    return "\n".join([*lines, "", note, "", *_rivals(entries, kinds)])
 
 
 def _rivals(entries: Sequence[Mapping[str, Any]], kinds: Sequence[Kind]) -> list[str]:
