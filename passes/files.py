@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lathe.runtime import loading
-from onnx_lathe.runtime.errors import ModelFileError
+from onnx_lathe.runtime import loading, providers
+from onnx_lathe.runtime.errors import ExternalDataError, ModelFileError
 from onnx_lathe.runtime.samples import Array
 from onnx_lathe.runtime.staged import staged
 
@@ -20,6 +23,10 @@ INLINE_BELOW_BYTES = 1024
 """Tensors below this stay in the graph: shapes and scales must be readable without the weights."""
 BLOCK = 2**20
 """Elements of a weight that are looked at together."""
+ROWS_BYTES = 2**19
+"""Bytes that are read together: with what is computed from them they fit the cache of a core."""
+IN_FLIGHT_BYTES = 2**28
+"""Weights that are computed and not yet written; the largest one comes on top."""
 
 
 def load(path: Path) -> ir.Model:
@@ -46,16 +53,38 @@ def save(model: ir.Model, path: Path) -> None:
 
     Weights over `EXTERNAL_ABOVE_BYTES` go to ``<name>.data`` beside it. The model in memory keeps its own tensors.
     """
-    total = sum(tensor.nbytes for tensor in _initializers(model).values())
-    data = f"{path.name}.data"
+    total = _total_bytes(model)
     with staged(path) as part:
         if total > EXTERNAL_ABOVE_BYTES:
-            ir.save(model, part, external_data=data, size_threshold_bytes=INLINE_BELOW_BYTES)
+            ir.save(
+                model,
+                part,
+                external_data=_data(path).name,
+                size_threshold_bytes=INLINE_BELOW_BYTES,
+                max_workers=providers.default_threads(),
+                max_in_flight_bytes=IN_FLIGHT_BYTES,
+            )
         else:
             with _inline(model):
                 ir.save(model, part)
     if total <= EXTERNAL_ABOVE_BYTES:
-        path.with_name(data).unlink(missing_ok=True)
+        _data(path).unlink(missing_ok=True)
+
+
+def move(source: Path, path: Path) -> None:
+    """Move a model that `save` wrote to another folder, under the same name, whole or not at all."""
+    with staged(path) as part:
+        for file in (source, _data(source)):
+            if file.exists():
+                os.replace(file, part.with_name(file.name))
+        has_data = _data(part).exists()
+    if not has_data:
+        _data(path).unlink(missing_ok=True)
+
+
+def weight_bytes(path: Path) -> int:
+    """Return how many bytes the weights of a model file take, those beside it included."""
+    return _total_bytes(load(path))
 
 
 def lazy(
@@ -75,8 +104,14 @@ def lazy(
         shape: The dimensions of the result.
     """
 
+    return computed(name, lambda: compute(view(source).numpy()), dtype, shape)
+
+
+def computed(name: str, compute: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """Return a tensor as `lazy` does, whose values are computed from whatever ``compute`` reads."""
+
     def evaluate() -> ir.TensorProtocol:
-        return ir.Tensor(np.asarray(compute(view(source).numpy()), order="C"), dtype=dtype, name=name)
+        return ir.Tensor(np.asarray(compute(), order="C"), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
 
@@ -86,6 +121,48 @@ def blocks(array: Array) -> Iterator[Array]:
     flat = array.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         yield flat[start : start + BLOCK]
+
+
+def rows(tensor: ir.TensorProtocol, start: int, stop: int) -> Iterator[tuple[int, Array]]:
+    """Yield rows ``start .. stop`` of a stored tensor, some at a time, each part with the number of its first row.
+
+    External values are read and not mapped: mapped pages count as memory of the process until they are unmapped.
+    A part is good until the next is asked for.
+
+    Args:
+        tensor: Of at least one dimension, its elements of whole bytes.
+        start: The first row along the first axis.
+        stop: One behind the last.
+    """
+    shape = tensor.shape.numpy()
+    row = math.prod(shape[1:])
+    size = tensor.dtype.itemsize
+    step = max(1, ROWS_BYTES // max(1, int(row * size)))
+    if not isinstance(tensor, ir.ExternalTensor):
+        array = tensor.numpy()
+        yield from ((first, array[first : min(first + step, stop)]) for first in range(start, stop, step))
+        return
+    buffer = np.empty((min(step, stop - start), *shape[1:]), tensor.dtype.numpy())
+    with Path(tensor.path).open("rb", buffering=0) as file:
+        file.seek((tensor.offset or 0) + int(start * row * size))
+        for first in range(start, stop, step):
+            part = buffer[: min(step, stop - first)]
+            _read_into(file, part.reshape(-1).view(np.uint8).data, tensor)
+            yield first, part
+
+
+def _read_into(file: RawIOBase, target: memoryview, tensor: ir.ExternalTensor) -> None:
+    done = 0
+    while done < len(target):
+        count = file.readinto(target[done:])
+        if not count:
+            raise ExternalDataError(
+                tensor.path,
+                got=f"{done} bytes of a part of tensor {tensor.name!r}",
+                expected=f"{len(target)}",
+                mend="The file was cut off while it was read: give it again.",
+            )
+        done += count
 
 
 def view(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -101,6 +178,15 @@ def view(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         name=tensor.name or "",
         base_dir=tensor.base_dir,
     )
+
+
+def _data(path: Path) -> Path:
+    """Return the file of the weights beside a model."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _total_bytes(model: ir.Model) -> int:
+    return sum(tensor.nbytes for tensor in _initializers(model).values())
 
 
 def _initializers(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:

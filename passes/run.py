@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.passes import files, registry
-from onnx_lathe.passes.edit import Refusal
+from onnx_lathe.passes.edit import Edit, Refusal
 from onnx_lathe.passes.oracle import Check
 from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import tensors
@@ -21,6 +21,9 @@ from onnx_lathe.runtime.staged import make_folder
 
 CHECK_SAMPLES = 4
 """Samples that the oracle runs: it compares arithmetic with arithmetic, so a few suffice."""
+
+WHOLE_MODEL_BYTES = 2**29
+"""Weights up to this many bytes are run whole by the oracle, before and after the edit."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,14 @@ def apply(
         current = source
         for number, request in enumerate(requests):
             on_start(registry.spell(request))
-            target = Path(folder) / f"{number}" / "model.onnx"
+            target = Path(folder) / f"{number}" / output.name
             applied = _apply_one(current, request, target, samples, score)
             current = target if applied.changed else current
             done.append(applied)
-        files.save(files.load(current), output)
+        if current == source:
+            files.save(files.load(current), output)
+        else:
+            files.move(current, output)
     return tuple(done)
 
 
@@ -89,8 +95,7 @@ def _apply_one(source: Path, request: Request, target: Path, samples: Samples | 
     checks: Sequence[Check] = ()
     if changed:
         files.save(model, target)
-        feeds = tensors.first_batch(source, samples, CHECK_SAMPLES)
-        checks = edit.check(source, target, feeds)
+        checks = _check(edit, source, target, samples)
         for check in checks:
             if not check.passed:
                 shutil.rmtree(target.parent)
@@ -108,3 +113,12 @@ def _apply_one(source: Path, request: Request, target: Path, samples: Samples | 
         checks=checks,
         seconds=time.perf_counter() - start,
     )
+
+
+def _check(edit: Edit, source: Path, target: Path, samples: Samples | None) -> Sequence[Check]:
+    """Compare with the oracle: the whole model, or where that would take too much memory such parts as the edit can."""
+    if files.weight_bytes(source) > WHOLE_MODEL_BYTES:
+        parts = edit.check_parts(source, target)
+        if parts is not None:
+            return parts
+    return edit.check(source, target, tensors.first_batch(source, samples, CHECK_SAMPLES))

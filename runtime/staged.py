@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Generator
@@ -32,19 +33,40 @@ def make_folder(folder: Path) -> None:
 def staged(path: Path) -> Generator[Path]:
     """Give a place to write ``path`` at; nothing appears at ``path`` unless the block ends without an error.
 
-    Files written beside the given place (the external weights of a model) move along.
+    Files written beside the given place (the external weights of a model) move along. All of them are on the disk, and
+    not only in its cache, before they appear: after a loss of power a file is whole or not there.
 
     Raises:
-        OutputError: Nothing can be written there.
+        OutputError: Nothing can be written there, or the disk is full.
     """
     if path.is_dir():
         raise OutputError(str(path), got="a folder", expected="the name of a file", mend="Give the path of a file.")
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name
-        yield part
-        for beside in Path(folder).iterdir():
-            if beside != part:
-                os.replace(beside, path.with_name(beside.name))
-        # Last, because it is what makes the weights beside it valid.
-        os.replace(part, path)
+        try:
+            yield part
+            written = sorted(Path(folder).iterdir(), key=lambda file: file == part)
+            for file in written:
+                _flush(file)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise OutputError(
+                str(path),
+                got=f"no room for it ({error.strerror})",
+                expected="enough free space on that disk",
+                mend="Free some space, or give an output on another disk; nothing was left behind.",
+            ) from None
+        # The file itself last, because it is what makes the weights beside it valid.
+        for file in written:
+            os.replace(file, path.with_name(file.name))
+
+
+def _flush(file: Path) -> None:
+    """Wait until what was written to ``file`` is on the disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

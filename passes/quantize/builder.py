@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_lathe.passes import files
-from onnx_lathe.passes.quantize import params
+from onnx_lathe.passes.quantize import params, streamed
 from onnx_lathe.passes.quantize.layers import Layer, not_finite
 from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.runtime.errors import UnsupportedModelError
@@ -62,7 +62,6 @@ class Builder:
         Raises:
             UnsupportedModelError: The weight is not finite, or its scale is given and under the floor.
         """
-        arrange, axis = _arranger(layer), layer.axis
         if self._scheme.exponent is not None and np.max(floor) > 2.0**self._scheme.exponent:
             raise UnsupportedModelError(
                 f"weight {layer.weight.tensor.name!r}",
@@ -71,14 +70,10 @@ class Builder:
                 mend="Raise weight_exponent, or leave the layer out by the option exclude.",
             )
 
-        def compute(stored: Array) -> Array:
-            return params.weight_scales(arrange(stored), axis, self._scheme, floor)
-
-        source, shape = layer.weight.tensor, (layer.channels,) if self._scheme.per_channel else ()
-        scales = files.lazy(f"{source.name}_scale", source, compute, ir.DataType.FLOAT, shape).numpy()
-        if not np.isfinite(scales).all():
+        largest = streamed.largest_magnitudes(layer.weight.tensor, layer.stored_axis) * np.float32(abs(layer.alpha))
+        if not np.isfinite(largest).all():
             raise not_finite(layer)
-        return scales
+        return params.scales_of(largest, self._scheme, floor)
 
     def weight(
         self, layer: Layer, scales: NDArray[np.float32], *, transposed: bool = False, unsigned: bool = False
@@ -94,16 +89,18 @@ class Builder:
         source, axis = layer.weight.tensor, layer.axis
         key = (id(source), layer.weight.perm, axis, layer.alpha, transposed, unsigned, scales.tobytes())
         if key not in self._weights:
-            arrange = _arranger(layer)
+            weight, stored_axis, alpha, limit = layer.weight, layer.stored_axis, layer.alpha, self._scheme.limit
 
-            def compute(stored: Array) -> Array:
-                levels = params.quantize_weight(arrange(stored), scales, axis, self._scheme)
+            def compute() -> Array:
+                levels = weight.arrange(streamed.quantized(source, scales, stored_axis, limit, alpha))
                 levels = levels.T if transposed else levels
+                if levels.ndim == 2 and not levels.flags.c_contiguous:
+                    levels = streamed.transposed(levels.T)
                 return params.as_unsigned(levels) if unsigned else levels
 
             shape = layer.weight.shape[::-1] if transposed else layer.weight.shape
             name, dtype = self.free(f"{source.name}_quantized"), ir.DataType.UINT8 if unsigned else ir.DataType.INT8
-            self._weights[key] = self._register(files.lazy(name, source, compute, dtype, shape), name)
+            self._weights[key] = self._register(files.computed(name, compute, dtype, shape), name)
         return self._weights[key]
 
     def drop_unused(self, values: Sequence[ir.Value | None]) -> None:
@@ -134,12 +131,3 @@ class Builder:
         )
         self._graph.register_initializer(value)
         return value
-
-
-def _arranger(layer: Layer) -> Callable[[Array], Array]:
-    """Return what makes the weight that a layer multiplies by of the stored values.
-
-    It runs while the model is written, when the layer's node has changed: all that it needs is read here.
-    """
-    weight, alpha = layer.weight, np.float32(layer.alpha)
-    return lambda stored: weight.arrange(stored) if alpha == 1.0 else weight.arrange(stored) * alpha

@@ -23,6 +23,10 @@ from onnx_lathe.passes.taps import expose
 from onnx_lathe.runtime.samples import Array, Feeds
 from onnx_lathe.runtime.session import Session
 
+MOST_PARTS = 8
+"""Operators that are checked where the model is too large to be run whole."""
+PART_ROWS = 4
+"""Rows, and pixels along each side, of the random inputs of a lone operator."""
 MOST_OPERATORS = 32
 """Of more integer operators, about as many are checked, evenly spread."""
 
@@ -35,14 +39,64 @@ def check_operators(after: Path, feeds: Feeds) -> Check:
     model = files.load(after)
     cases = list(_cases(model.graph))
     chosen = cases[:: max(1, -(-len(cases) // MOST_OPERATORS))]
-    read = _read(model, [value for case in chosen for value in case.taps], feeds)
+    read = _read(model, [value for case in chosen for value in (*case.sources, case.result)], feeds)
+    return _worst([(case, case.steps(read)) for case in chosen], len(cases))
+
+
+def check_parts(after: Path) -> Check:
+    """Run some integer operators of the quantized model at ``after`` alone, on random inputs, against numpy."""
+    model = files.load(after)
+    cases = [case for case in _cases(model.graph) if all(_shape(case.node, value) for value in case.sources)]
+    chosen = cases[:: max(1, -(-len(cases) // MOST_PARTS))]
+    return _worst([(case, case.steps(_run_alone(model, case))) for case in chosen], len(cases))
+
+
+def _worst(found: Sequence[tuple[_Case, float]], count: int) -> Check:
     worst, where = 0.0, "every operator"
-    for case in chosen:
-        steps = case.steps(read)
+    for case, steps in found:
         if not steps <= worst:
             worst, where = steps, label(case.node)
-    scope = f"{len(chosen)} of {len(cases)} integer operators"
+    scope = f"{len(found)} of {count} integer operators"
     return Check("integer operators against numpy", scope, worst, 1.0, "steps", where)
+
+
+def _run_alone(model: ir.Model, case: _Case) -> dict[str, Array]:
+    """Return random operands of an operator and what onnxruntime makes of them, by name."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for value in case.sources:
+        shape = _shape(case.node, value)
+        assert shape is not None, "operators whose shapes are not known are left out"
+        if value.dtype == ir.DataType.UINT8:
+            feeds[value.name or ""] = rng.integers(0, 256, shape, np.uint8)
+        else:
+            feeds[value.name or ""] = rng.standard_normal(shape, np.float32)
+    graph = ir.convenience.extract(model.graph, case.sources, [case.result])
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = None
+    for value, tensor in zip(graph.inputs, feeds.values(), strict=True):
+        value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(tensor.dtype)), ir.Shape(tensor.shape)
+    part = ir.Model(graph, ir_version=model.ir_version)
+    with tempfile.TemporaryDirectory(prefix="lathe-check-") as folder:
+        target = Path(folder) / "part.onnx"
+        files.save(part, target)
+        return feeds | Session(target).run(feeds)
+
+
+def _shape(node: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
+    """Return dimensions that an operand of ``node`` may have, small where they are free; None where none are known."""
+    weight = _weight_shape(node)
+    rank = None if value.shape is None else len(value.shape)
+    if weight is None:
+        if value.shape is None:
+            return None
+        return tuple(dim if isinstance(dim, int) else PART_ROWS for dim in value.shape)
+    if node.op_type in ("Conv", "ConvInteger"):
+        dilations = _integers(node, "dilations", [1] * (len(weight) - 2))
+        space = [(k - 1) * d + PART_ROWS for k, d in zip(weight[2:], dilations, strict=True)]
+        return (1, weight[1] * integer(node, "group", 1), *space)
+    features = weight[1 if integer(node, "transB", 0) else 0]
+    return (*[1] * ((rank or 2) - 2), PART_ROWS, features)
 
 
 def _read(model: ir.Model, values: Sequence[ir.Value], feeds: Feeds) -> dict[str, Array]:
@@ -81,20 +135,20 @@ class _StaticCase:
     tail: Sequence[ir.Node]
 
     @property
-    def taps(self) -> Sequence[ir.Value]:
-        """The values to read as the model runs: operands that are not constant, and the result."""
-        moving = [operand.levels for operand in self.operands if operand.levels.const_value is None]
-        return [*moving, self._result]
+    def sources(self) -> Sequence[ir.Value]:
+        """The operands that are not constant, as integers."""
+        return [operand.levels for operand in self.operands if operand.levels.const_value is None]
 
     @property
-    def _result(self) -> ir.Value:
+    def result(self) -> ir.Value:
+        """What the operator's kernel writes."""
         return (self.tail[-1] if self.tail else self.node).outputs[0]
 
     def steps(self, read: Mapping[str, Array]) -> float:
         """Return the largest difference from numpy."""
         x, *rest = (operand.read(read) for operand in self.operands)
         want = _compute(self.node, x, rest)
-        got = read[self._result.name or ""]
+        got = read[self.result.name or ""]
         for node in self.tail:
             if node.op_type == "QuantizeLinear":
                 levels = numeric.quantize(want, _constant(node.inputs[1]), _constant(node.inputs[2]))
@@ -113,9 +167,9 @@ class _DynamicCase:
     result: ir.Value
 
     @property
-    def taps(self) -> Sequence[ir.Value]:
-        """The values to read as the model runs: the float input and the float result."""
-        return [self.source, self.result]
+    def sources(self) -> Sequence[ir.Value]:
+        """The float input."""
+        return [self.source]
 
     def steps(self, read: Mapping[str, Array]) -> float:
         """Return the largest difference from numpy."""
@@ -126,7 +180,10 @@ class _DynamicCase:
         return _largest_ratio(read[self.result.name or ""] - want, factors * _effect(self.node, weight))
 
 
-def _cases(graph: ir.Graph) -> Iterator[_StaticCase | _DynamicCase]:
+_Case = _StaticCase | _DynamicCase
+
+
+def _cases(graph: ir.Graph) -> Iterator[_Case]:
     for node in graph:
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             yield _dynamic_case(node)
@@ -243,3 +300,12 @@ def _constant(value: ir.Value | None) -> Array:
 def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
     attribute = node.attributes.get(name)
     return default if attribute is None else list(attribute.as_ints())
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...] | None:
+    """Return the dimensions of the constant operand of ``node``, behind a DequantizeLinear or not; None without."""
+    if len(node.inputs) < 2:
+        return None
+    operand = _operand(node.inputs[1])
+    found = constant(node.inputs[1] if operand is None else operand.levels)
+    return None if found is None else found.shape

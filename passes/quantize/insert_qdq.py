@@ -16,7 +16,7 @@ from onnx_lathe.passes.edit import Edit, Refusal
 from onnx_lathe.passes.oracle import Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
-from onnx_lathe.passes.quantize.check import check_operators
+from onnx_lathe.passes.quantize.check import check_operators, check_parts
 from onnx_lathe.passes.quantize.grid import GridFit
 from onnx_lathe.passes.quantize.layers import Layer, constant, is_quantized, read_layer, result_name
 from onnx_lathe.passes.quantize.plan import PlannedLayer
@@ -108,6 +108,11 @@ class InsertQDQ(Edit):
     def check(self, before: Path, after: Path, feeds: Feeds) -> Sequence[Check]:
         """Compare the whole graph with the unfused one, and each integer operator with numpy."""
         return (*super().check(before, after, feeds), check_operators(after, feeds))
+
+    def check_parts(self, before: Path, after: Path) -> Sequence[Check]:
+        """Compare some integer operators, each run alone, with numpy."""
+        del before
+        return (check_parts(after),)
 
 
 def _round_constants(

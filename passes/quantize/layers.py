@@ -78,6 +78,11 @@ class Layer:
         return 0 if integer(self.node, "transB", 0) else 1
 
     @property
+    def stored_axis(self) -> int:
+        """The same axis of the weight as it is stored."""
+        return self.axis if self.weight.perm is None else self.weight.perm[self.axis]
+
+    @property
     def channels(self) -> int:
         """The number of output channels."""
         return self.weight.shape[self.axis]

@@ -85,11 +85,15 @@ def weight_scales(
     A slice of zeros has scale 1. Scales are at least `MIN_SCALE` and ``floor`` (a number for each channel). A scheme
     with an exponent has that scale alone, ``[]``, floor or not.
     """
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    return scales_of(np.maximum(weight.max(axis=others), -weight.min(axis=others)), scheme, floor)
+
+
+def scales_of(largest: Array, scheme: WeightScheme, floor: NDArray[np.float64] | float = 0.0) -> NDArray[np.float32]:
+    """Return what `weight_scales` does, of the largest magnitude of each slice, ``[channels]``."""
     if scheme.exponent is not None:
         return np.asarray(math.ldexp(1.0, scheme.exponent), np.float32)
-    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float64)
-    scales = np.maximum(largest / scheme.limit, floor)
+    scales = np.maximum(largest.astype(np.float64) / scheme.limit, floor)
     if not scheme.per_channel:
         scales = np.max(scales)
     scales = np.where(scales == 0.0, 1.0, np.maximum(scales, MIN_SCALE))

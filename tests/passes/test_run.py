@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,13 +12,19 @@ import onnx_ir as ir
 import pytest
 from pydantic.dataclasses import dataclass
 
-from onnx_lathe.passes import registry
+from onnx_lathe.passes import files, registry
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.oracle import Tolerance
 from onnx_lathe.passes.prune.request import Prune
-from onnx_lathe.passes.request import SelfPlanned
+from onnx_lathe.passes.quantize import numeric
+from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
+from onnx_lathe.passes.quantize.static import QuantizeStatic
+from onnx_lathe.passes.request import Request, SelfPlanned
 from onnx_lathe.passes.run import apply
-from onnx_lathe.runtime.errors import OracleError, UnsupportedModelError
+from onnx_lathe.runtime import tensors
+from onnx_lathe.runtime.errors import OracleError, OutputError, UnsupportedModelError
+from onnx_lathe.runtime.samples import Array
+from onnx_lathe.runtime.session import Session
 from tests import graphs
 
 
@@ -95,3 +102,58 @@ def test_samples_reach_the_plan(source: Path, tmp_path: Path) -> None:
     (done,) = apply(source, [Prune()], tmp_path / "model.onnx", samples=graphs.samples_for(source))
     assert [fit["initializer"] for fit in done.plan["reconstructed"]] == ["w5"]
     assert np.isfinite([check.measured for check in done.checks]).all()
+
+
+@pytest.mark.parametrize(
+    ("graph", "request_", "checked"),
+    [
+        (graphs.PERCEPTRON, QuantizeDynamic(), "3 of 3 integer operators"),
+        (graphs.RESIDUAL, QuantizeDynamic(), "integer operators"),
+        (graphs.RESIDUAL, QuantizeStatic(), "integer operators"),
+    ],
+)
+def test_of_a_large_model_single_operators_are_run_and_not_the_whole(
+    graph: str, request_: Request, checked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = graphs.save(graphs.build(graph), tmp_path / "source.onnx")
+    monkeypatch.setattr("onnx_lathe.passes.run.WHOLE_MODEL_BYTES", 0)
+    samples = graphs.samples_for(source)
+    (done,) = apply(source, [request_], tmp_path / "out.onnx", samples=samples)
+    (check,) = done.checks
+    assert check.scope.endswith(checked)
+    assert check.what == "integer operators against numpy"
+    assert 0.0 < check.measured <= 1.0
+
+
+def test_a_wrong_operator_of_a_large_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = graphs.save(graphs.build(graphs.PERCEPTRON), tmp_path / "source.onnx")
+    monkeypatch.setattr("onnx_lathe.passes.run.WHOLE_MODEL_BYTES", 0)
+
+    def unlike_onnx(values: Array) -> tuple[Array, np.float32, np.uint8]:
+        return values.astype(np.uint8), np.float32(1.0), np.uint8(0)
+
+    monkeypatch.setattr(numeric, "dynamic_quantize", unlike_onnx)
+    with pytest.raises(OracleError, match=r"quantize-dynamic on source\.onnx, at .* steps \(integer operators against"):
+        apply(source, [QuantizeDynamic()], tmp_path / "out.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["source.onnx"]
+
+
+def test_weights_beside_the_graph_move_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(files, "INLINE_BELOW_BYTES", 16)
+    source = graphs.save(graphs.build(graphs.PERCEPTRON), tmp_path / "source.onnx")
+    output = tmp_path / "out" / "small.onnx"
+    apply(source, [Cleanup(), QuantizeDynamic()], output)
+    assert sorted(file.name for file in output.parent.iterdir()) == ["small.onnx", "small.onnx.data"]
+    Session(output).run(tensors.first_batch(source, graphs.samples_for(source), 2))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    output = tmp_path / "out" / "model.onnx"
+    with pytest.raises(OutputError, match=r"model\.onnx: got no room for it \(No space left on device\).*Free some"):
+        apply(source, [Cleanup()], output)
+    assert list(output.parent.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.studies import coverage, verdicts
+from tests.studies import coverage, large, verdicts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,6 +38,17 @@ def simulate(
     typer.echo(coverage.table(rows))
     if not quick and not all(row.kept for row in rows):
         raise typer.Exit(1)
+
+
+@app.command("large")
+def quantize_large(
+    folder: Annotated[Path, typer.Option(help="Scratch space: 11 GB.")] = Path("out/studies/large"),
+    form: Annotated[list[str] | None, typer.Option(help="Passes to apply.")] = None,
+    only: Annotated[int | None, typer.Option(help="One size alone, from 0.")] = None,
+) -> None:
+    """Quantize decoders of 0.1 to 2 billion parameters, and tell time and memory."""
+    sizes = large.SIZES if only is None else large.SIZES[only : only + 1]
+    typer.echo(large.table(list(large.run(sizes, form or large.FORMS, folder))))
 
 
 if __name__ == "__main__":

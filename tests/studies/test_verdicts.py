@@ -78,7 +78,12 @@ def test_a_verdict_that_was_disturbed_is_kept_and_taken_again(monkeypatch: pytes
     model, file = graphs.write(tmp_path / "m.onnx", graphs.LINEAR), tmp_path / "verdicts.jsonl"
     disturbed = iter([True, True, False, False])
     waited: list[int] = []
-    monkeypatch.setattr(verdicts, "take", lambda *_: ENTRY | {"disturbed": next(disturbed)})
+
+    def once(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
+        del kind, index, model, feeds
+        return ENTRY | {"disturbed": next(disturbed)}
+
+    monkeypatch.setattr(verdicts, "take", once)
     monkeypatch.setattr(verdicts, "await_quiet", lambda: waited.append(len(read(file))))
     run([model], file, (Kind("idle", 2, 0.0, False, 1.0),))
     assert [(entry["index"], entry["disturbed"]) for entry in read(file)] == [
