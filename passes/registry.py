@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.fuse.skip import KeepSkipApart
+from onnx_lathe.passes.precision.widen import Widen
 from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.prune.sparsify import Sparsify
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
@@ -26,7 +27,8 @@ from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime.errors import PassSpecError
 
 PASSES: Mapping[str, type[Request]] = {
-    request.name: request for request in (Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, KeepSkipApart)
+    request.name: request
+    for request in (Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, KeepSkipApart, Widen)
 }
 
 PLAIN = "/:._-+()[]@"

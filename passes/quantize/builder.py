@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +37,11 @@ class Builder:
         """Add an initializer."""
         name = self.free(name)
         return self._register(ir.Tensor(array, name=name), name)
+
+    def stored(self, name: str, compute: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        """Add an initializer that is computed while the model is written (`onnx_lathe.passes.files.computed`)."""
+        name = self.free(name)
+        return self._register(files.computed(name, compute, dtype, shape), name)
 
     def op(
         self,
@@ -99,8 +104,8 @@ class Builder:
                 return params.as_unsigned(levels) if unsigned else levels
 
             shape = layer.weight.shape[::-1] if transposed else layer.weight.shape
-            name, dtype = self.free(f"{source.name}_quantized"), ir.DataType.UINT8 if unsigned else ir.DataType.INT8
-            self._weights[key] = self._register(files.computed(name, compute, dtype, shape), name)
+            dtype = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
+            self._weights[key] = self.stored(f"{source.name}_quantized", compute, dtype, shape)
         return self._weights[key]
 
     def drop_unused(self, values: Sequence[ir.Value | None]) -> None:

@@ -102,6 +102,8 @@ def _shape(node: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
 def _read(model: ir.Model, values: Sequence[ir.Value], feeds: Feeds) -> dict[str, Array]:
     """Run ``model`` once and return what ``values`` are, by name."""
     given = {name: np.asarray(array) for name, array in feeds.items()}
+    if not values:
+        return given
     names = dict.fromkeys(value.name or "" for value in values if value.name not in given)
     with tempfile.TemporaryDirectory(prefix="lathe-check-") as folder:
         target = Path(folder) / "model.onnx"

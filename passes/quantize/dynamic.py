@@ -35,6 +35,7 @@ from onnx_lathe.passes.quantize.layers import (
     result_name,
 )
 from onnx_lathe.passes.quantize.scheme import WeightExponent, WeightScheme, exact_weight_bits
+from onnx_lathe.passes.quantize.tables import find_tables, replace_table, table_names
 from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.samples import Feeds, Samples
@@ -54,7 +55,8 @@ class QuantizeDynamic(Request):
         weight_exponent: The step of every weight is 2 to this power instead of one that is read from the weights, which
             are rounded by ``round(w / 2^k) 2^k``; entries beyond the 8 bits are clamped.
         weight_bits: 8, or 7 for CPUs whose 8-bit products saturate; None decides by the CPU at hand.
-        operators: The types of layers to quantize.
+        operators: The types of layers to quantize; Gather stands for lookups in large tables (embeddings), which
+            become int8 with a scale a row, whatever the other options.
         exclude: Names of nodes to leave in float.
     """
 
@@ -63,7 +65,7 @@ class QuantizeDynamic(Request):
     per_channel: bool = True
     weight_exponent: WeightExponent | None = None
     weight_bits: Literal[7, 8] | None = None
-    operators: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
+    operators: tuple[Literal["Conv", "Gemm", "MatMul", "Gather"], ...] = ("Conv", "Gemm", "MatMul", "Gather")
     exclude: tuple[str, ...] = ()
 
     def plan(self, model: ir.Model, samples: Samples | None, score: Score | None) -> IntegerProducts:
@@ -82,10 +84,12 @@ class QuantizeDynamic(Request):
         weights = WeightScheme(bits, per_channel, exponent=self.weight_exponent)
         layers, fits, empty = fit_to_grid([layer for layer in layers if layer.lone_reason is None], weights)
         refused += empty
+        tables, small = find_tables(model.graph, self.exclude) if "Gather" in self.operators else ([], [])
+        refused += small
         chosen = tuple(result_name(layer.node) for layer in layers)
-        if not chosen:
+        if not chosen and not tables:
             raise nothing_to_quantize(self.name, refused)
-        return IntegerProducts(weights, chosen, tuple(refused), fits)
+        return IntegerProducts(weights, chosen, tuple(refused), fits, table_names(tables))
 
 
 @plain_dataclass(frozen=True)
@@ -97,6 +101,7 @@ class IntegerProducts(Edit):
         layers: The results of the operators that become integer products.
         refusals: What stays float, and why.
         fits: How the weights lie on a grid that was given; empty where it is fitted to them.
+        tables: The results of the lookups whose tables become int8 rows.
     """
 
     tolerance: ClassVar[Tolerance] = Tolerance(
@@ -108,6 +113,7 @@ class IntegerProducts(Edit):
     layers: tuple[str, ...]
     refusals: tuple[Refusal, ...] = ()
     fits: tuple[GridFit, ...] = ()
+    tables: tuple[str, ...] = ()
 
     @property
     def refused(self) -> Sequence[Refusal]:
@@ -119,6 +125,7 @@ class IntegerProducts(Edit):
         return {
             "weights": dataclasses.asdict(self.weights),
             "layers": list(self.layers),
+            "tables": list(self.tables),
             "fits": [dataclasses.asdict(fit) for fit in self.fits],
         }
 
@@ -138,6 +145,8 @@ class IntegerProducts(Edit):
             if source not in rounded:
                 rounded[source] = _dynamic_quantize(builder, graph, source)
             _replace(builder, graph, layer, rounded[source])
+        for name in self.tables:
+            replace_table(builder, graph, nodes[name])
         return ir.passes.PassResult(model, True)
 
     def reference(self, model: ir.Model) -> None:
