@@ -116,10 +116,11 @@ class Builder:
             node = value.producer()
             if node is not None:
                 inputs = list(node.inputs)
-                self._graph.remove(node, safe=True)
+                assert node.graph is not None, "what is dropped is in a graph"
+                node.graph.remove(node, safe=True)
                 self.drop_unused(inputs)
-            elif value.is_initializer():
-                del self._graph.initializers[value.name or ""]
+            elif value.is_initializer() and isinstance(value.graph, ir.Graph):
+                del value.graph.initializers[value.name or ""]
 
     def free(self, name: str) -> str:
         """Return ``name``, with a number behind it where it is taken, and take it."""

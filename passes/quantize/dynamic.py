@@ -77,7 +77,7 @@ class QuantizeDynamic(Request):
         """
         del samples, score
         check_quantizable(model, self.name, LEAST_OPSET)
-        layers, refused = find_layers(model, self.operators, self.exclude)
+        layers, refused = find_layers(model, self.operators, self.exclude, nested=True)
         refused += [refusal(layer.node, layer.lone_reason) for layer in layers if layer.lone_reason is not None]
         bits = self.weight_bits or exact_weight_bits(providers.cpu_class())
         per_channel = self.per_channel and self.weight_exponent is None
@@ -135,7 +135,7 @@ class IntegerProducts(Edit):
             return ir.passes.PassResult(model, False)
         graph = model.graph
         builder = Builder(graph, self.weights)
-        nodes = {result_name(node): node for node in graph}
+        nodes = {result_name(node): node for node in graph.all_nodes()}
         rounded: dict[ir.Value, ir.Node] = {}
         for name in self.layers:
             layer = read_layer(nodes[name])
@@ -143,8 +143,8 @@ class IntegerProducts(Edit):
             source = layer.node.inputs[0]
             assert source is not None, "a layer has an input"
             if source not in rounded:
-                rounded[source] = _dynamic_quantize(builder, graph, source)
-            _replace(builder, graph, layer, rounded[source])
+                rounded[source] = _dynamic_quantize(builder, source)
+            _replace(builder, layer, rounded[source])
         for name in self.tables:
             replace_table(builder, graph, nodes[name])
         return ir.passes.PassResult(model, True)
@@ -163,15 +163,16 @@ class IntegerProducts(Edit):
         return (check_parts(after),)
 
 
-def _dynamic_quantize(builder: Builder, graph: ir.Graph, source: ir.Value) -> ir.Node:
-    """Insert a DynamicQuantizeLinear behind ``source``."""
+def _dynamic_quantize(builder: Builder, source: ir.Value) -> ir.Node:
+    """Insert a DynamicQuantizeLinear behind ``source``; what is computed outside a loop is rounded once."""
     results = [
         (f"{source.name}_quantized", ir.DataType.UINT8, source.shape),
         (f"{source.name}_scale", ir.DataType.FLOAT, ir.Shape(())),
         (f"{source.name}_zero_point", ir.DataType.UINT8, ir.Shape(())),
     ]
     node = builder.op("DynamicQuantizeLinear", [source], results)
-    producer = source.producer()
+    producer, graph = source.producer(), source.graph
+    assert graph is not None, "a value that is computed on belongs to a graph"
     if producer is None:
         graph.insert_before(graph[0], node)
     else:
@@ -179,7 +180,7 @@ def _dynamic_quantize(builder: Builder, graph: ir.Graph, source: ir.Value) -> ir
     return node
 
 
-def _replace(builder: Builder, graph: ir.Graph, layer: Layer, rounded: ir.Node) -> None:
+def _replace(builder: Builder, layer: Layer, rounded: ir.Node) -> None:
     """Put an integer product, its scaling and its bias in the place of ``layer``."""
     node, (levels, scale, zero_point) = layer.node, rounded.outputs
     result, rank = node.outputs[0], len(layer.weight.shape)
@@ -215,5 +216,6 @@ def _replace(builder: Builder, graph: ir.Graph, layer: Layer, rounded: ir.Node) 
         addend = builder.constant(f"{result.name}_bias", by_channel(bias))
         made.append(op("Add", [made[-1].outputs[0], addend], "biased"))
     inputs = list(node.inputs[1:])
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], [made[-1].outputs[0]])
+    assert node.graph is not None, "a layer is in a graph"
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [result], [made[-1].outputs[0]])
     builder.drop_unused(inputs)

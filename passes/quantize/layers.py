@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -182,13 +183,17 @@ def read_layer(node: ir.Node) -> Layer | str:
     return reason or layer
 
 
-def find_layers(model: ir.Model, operators: Sequence[str], exclude: Sequence[str]) -> tuple[list[Layer], list[Refusal]]:
-    """Return the layers of the main graph to quantize, in order, and what stays float with the reason.
+def find_layers(
+    model: ir.Model, operators: Sequence[str], exclude: Sequence[str], *, nested: bool = False
+) -> tuple[list[Layer], list[Refusal]]:
+    """Return the layers to quantize, in order, and what stays float with the reason.
 
     Args:
         model: The graph.
         operators: Types of operators to quantize.
         exclude: Names of nodes to leave alone.
+        nested: Whether layers inside If, Loop and Scan are wanted too. A result whose name another graph has as well is
+            left alone: plans know nodes by their results.
 
     Raises:
         PassSpecError: ``exclude`` names a node that is not there.
@@ -196,11 +201,16 @@ def find_layers(model: ir.Model, operators: Sequence[str], exclude: Sequence[str
     _check_exclude(model, exclude)
     layers: list[Layer] = []
     refused: list[Refusal] = []
-    for node, nested in _nodes(model):
+    names = Counter(result_name(node) for node, _ in _nodes(model))
+    for node, place in _nodes(model):
         if node.op_type not in _WEIGHTED_OPERATORS or node.domain != "":
             continue
-        if nested:
-            found: Layer | str = "it is inside a subgraph or a function"
+        if place == "function":
+            found: Layer | str = "it is inside a function: run cleanup first, which puts its nodes in its place"
+        elif place == "subgraph" and not nested:
+            found = "it is inside a subgraph"
+        elif place == "subgraph" and names[result_name(node)] > 1:
+            found = "another subgraph has a result of the same name"
         elif node.op_type not in ("Conv", "Gemm", "MatMul"):
             found = "there is no integer kernel for it"
         elif node.op_type not in operators:
@@ -269,17 +279,17 @@ def not_finite(layer: Layer) -> UnsupportedModelError:
     )
 
 
-def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
-    """Yield every node, and whether it is inside a subgraph or a function."""
+def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, Literal["main", "subgraph", "function"]]]:
+    """Yield every node, and where it is."""
     for node in model.graph.all_nodes():
-        yield node, node.graph is not model.graph
+        yield node, "main" if node.graph is model.graph else "subgraph"
     for function in model.functions.values():
         for node in function.all_nodes():
-            yield node, True
+            yield node, "function"
 
 
 def _check_exclude(model: ir.Model, exclude: Sequence[str]) -> None:
-    names = [label(node) for node in model.graph]
+    names = [label(node) for node in model.graph.all_nodes()]
     for name in exclude:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)

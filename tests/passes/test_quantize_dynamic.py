@@ -152,7 +152,7 @@ def test_the_oracle_finds_a_wrong_scale(tmp_path: Path) -> None:
             "got opset 10, expected opset 11 or later",
         ),
         (graphs.COUNTING, "no Conv, Gemm or MatMul at all"),
-        (graphs.FUNCTION, "1 x MatMul: it is inside a subgraph or a function"),
+        (graphs.FUNCTION, "1 x MatMul: it is inside a function: run cleanup first"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -160,3 +160,49 @@ def test_what_cannot_be_quantized_is_refused(text: str, message: str, tmp_path: 
     onnx.save(graphs.build(text), source)
     with pytest.raises(UnsupportedModelError, match=message):
         QuantizeDynamic().plan(files.load(source), None, None)
+
+
+LOOPED = """
+looped (float[N, 8] x, bool choose) => (float[N, 8] y, float[N, 4] z)
+<float[8, 8] w, float[8, 4] v, int64 trips = {3}, bool yes = {1}>
+{
+  [loop] y = Loop (trips, yes, x) <
+    body = body (int64 i, bool c, float[N, 8] state) => (bool d, float[N, 8] next)
+    {
+      [go] d = Identity (c)
+      [inside] p = MatMul (state, w)
+      [outside] q = MatMul (x, w)
+      [sum] s = Add (p, q)
+      [bound] next = Tanh (s)
+    }
+  >
+  [branch] z = If (choose) <
+    then_branch = yes_graph () => (float[N, 4] t) { [then_product] t = MatMul (y, v) },
+    else_branch = no_graph () => (float[N, 4] e) { [else_product] e = MatMul (x, v) }
+  >
+}
+"""
+
+
+def test_layers_inside_loops_and_branches_become_integer_products(tmp_path: Path) -> None:
+    result = quantize(tmp_path, LOOPED)
+    assert result.edit.layers == ("p", "q", "t", "e")
+    operators = [node.op_type for node in result.model.graph.all_nodes()]
+    assert operators.count("MatMulInteger") == 4
+    # x is rounded once, outside the loop; its state in each turn; y for one branch.
+    rounded = [node for node in result.model.graph if node.op_type == "DynamicQuantizeLinear"]
+    outside = [value.name for node in rounded for value in node.inputs if value is not None]
+    assert (outside, operators.count("DynamicQuantizeLinear")) == (["x", "y"], 3)
+    assert "w" not in result.model.graph.initializers
+    for choose in (True, False):
+        feeds = {**tensors.random_feeds(result.source), "choose": np.array(choose)}
+        want, got = Session(result.source).run(feeds), Session(result.target).run(feeds)
+        assert min(sqnr_db(want[name], got[name]) for name in want) > tolerances.QUANTIZED_DB
+
+
+def test_results_of_the_same_name_in_two_branches_stay_float(tmp_path: Path) -> None:
+    text = LOOPED.replace("(float[N, 4] e)", "(float[N, 4] t)").replace(" e = MatMul", " t = MatMul")
+    model = files.load(graphs.save(graphs.build(text), tmp_path / "m.onnx"))
+    edit = QuantizeDynamic().plan(model, None, None)
+    assert edit.layers == ("p", "q")
+    assert {refusal.reason for refusal in edit.refused} == {"another subgraph has a result of the same name"}

@@ -358,7 +358,7 @@ def test_samples_are_needed(tmp_path: Path) -> None:
     ("graph", "reason"),
     [
         ("HALF", "1 x Gemm: its weight is FLOAT16, not FLOAT"),
-        ("FUNCTION", "1 x MatMul: it is inside a subgraph or a function"),
+        ("FUNCTION", "1 x MatMul: it is inside a function: run cleanup first"),
         ("COUNTING", "no Conv, Gemm or MatMul at all"),
     ],
 )
