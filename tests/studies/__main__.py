@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.studies import coverage, large, verdicts
+from tests.studies import accuracy, coverage, large, verdicts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +49,24 @@ def quantize_large(
     """Quantize decoders of 0.1 to 2 billion parameters, and tell time and memory."""
     sizes = large.SIZES if only is None else large.SIZES[only : only + 1]
     typer.echo(large.table(list(large.run(sizes, form or large.FORMS, folder))))
+
+
+@app.command("accuracy")
+def compare_quantizers(
+    models: Annotated[Path, typer.Option(help="Folder of the trained networks.")],
+    data: Annotated[Path, typer.Option(help="Folder of their data.")],
+    rivals: Annotated[
+        Path | None, typer.Option(help="A Python with onnxruntime and nncf; without it ours alone.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="One network alone.")] = None,
+) -> None:
+    """Quantize trained networks by every form and every rival: accuracy, flips and speed."""
+    chosen = [network for network in accuracy.NETWORKS if only in (None, network.name)]
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    typer.echo(accuracy.table([row for each in chosen for row in accuracy.run(each, models, data, rivals, say)]))
 
 
 if __name__ == "__main__":
