@@ -19,7 +19,7 @@ from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.bench import batch_to_time, plain_subject
 from onnx_lathe.converter.compile.certify import Judge
-from onnx_lathe.converter.compile.space import Candidate
+from onnx_lathe.converter.compile.space import Candidate, unfit
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
@@ -29,7 +29,7 @@ from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime import loading, tensors
 from onnx_lathe.runtime.bundle import file_digest
-from onnx_lathe.runtime.errors import UnsupportedModelError
+from onnx_lathe.runtime.errors import OracleError, UnsupportedModelError
 
 _PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")
 _MEASURE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime")
@@ -62,6 +62,8 @@ def model_digest(model: Path) -> str:
 def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
     if not candidate.passes:
         return Tried(candidate, model=candidate.base)
+    if reason := unfit(candidate, task.provider):
+        return Tried(candidate, refusal=reason)
     progress(0, 1, f"apply {candidate.passes}")
     requests = registry.parse(candidate.passes)
     calibrate = task.parts.calibrate if task.parts else None
@@ -77,7 +79,7 @@ def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
     name = "apply-" + "".join(c if c.isalnum() else "_" for c in candidate.name)
     try:
         stage = run_stage(task.folder, name, depends, _PASSES_CODE, make, tuple[Applied, ...])
-    except UnsupportedModelError as error:
+    except (UnsupportedModelError, OracleError) as error:
         return Tried(candidate, refusal=str(error))
     if not any(applied.changed for applied in stage.value):
         return Tried(candidate, refusal="The passes change nothing in this graph.", applied=stage.value)

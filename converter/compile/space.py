@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx import TensorProto
+
+from onnx_lathe.passes import registry
+from onnx_lathe.runtime import loading, providers
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -38,8 +43,29 @@ CALIBRATED_FORMS = (
 )
 """Forms that are made from calibration data."""
 
+_INTEGER_PASSES = ("quantize-static", "quantize-dynamic")
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 
 def default_candidates(model: Path, with_data: bool) -> tuple[Candidate, ...]:
-    """Return the forms worth trying on any model; without data only exact ones."""
+    """Return the forms worth trying on any model; without data only exact ones.
+
+    What is in half precision is first made float32: integer kernels start from that, and a CPU computes in it anyway.
+    """
     forms = (*EXACT_FORMS, *DATA_FREE_FORMS, *CALIBRATED_FORMS) if with_data else EXACT_FORMS
+    if any(tensor.data_type in _HALVES for tensor in loading.read_graph(model).graph.initializer):
+        forms = tuple(f"widen,{form}" for form in forms)
     return tuple(Candidate(form, model, form) for form in forms)
+
+
+def unfit(candidate: Candidate, provider: str) -> str | None:
+    """Return why a form is not worth making for ``provider``; None where it is."""
+    if providers.user_name(provider) != "cuda" or not candidate.passes:
+        return None
+    found = [request.name for request in registry.parse(candidate.passes) if request.name in _INTEGER_PASSES]
+    if not found:
+        return None
+    return (
+        f"{found[0]} is not for CUDA: that provider has no INT8 kernels, runs what is rounded in float with a copy "
+        "before and after it, or leaves it to the CPU. There quantize-weights, or a model in float16, is faster."
+    )

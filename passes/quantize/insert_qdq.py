@@ -21,6 +21,7 @@ from onnx_lathe.passes.quantize.grid import GridFit
 from onnx_lathe.passes.quantize.layers import Layer, constant, is_quantized, read_layer, result_name
 from onnx_lathe.passes.quantize.plan import PlannedLayer
 from onnx_lathe.passes.quantize.scheme import Affine, WeightScheme
+from onnx_lathe.passes.quantize.tables import replace_table
 from onnx_lathe.runtime.samples import Feeds
 
 
@@ -51,6 +52,7 @@ class InsertQDQ(Edit):
         fences: The results of layers behind which an identity stands that onnxruntime does not look through.
         refusals: What stays float, and why.
         fits: How the weights lie on a grid that was given; empty where it is fitted to them.
+        tables: The results of the lookups whose tables become int8 rows.
     """
 
     tolerance: ClassVar[Tolerance] = Tolerance(
@@ -65,6 +67,7 @@ class InsertQDQ(Edit):
     fences: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     fits: tuple[GridFit, ...] = ()
+    tables: tuple[str, ...] = ()
 
     @property
     def refused(self) -> Sequence[Refusal]:
@@ -79,6 +82,7 @@ class InsertQDQ(Edit):
             "readers": list(self.readers),
             "values": [dataclasses.asdict(value) for value in self.values],
             "fences": list(self.fences),
+            "tables": list(self.tables),
             "fits": [dataclasses.asdict(fit) for fit in self.fits],
         }
 
@@ -90,6 +94,8 @@ class InsertQDQ(Edit):
         builder = Builder(graph, self.weights)
         nodes = {result_name(node): node for node in graph}
         scales = {value.name: value.affine.scale for value in self.values}
+        for name in self.tables:
+            replace_table(builder, graph, nodes[name])
         for planned in self.layers:
             _round_constants(builder, planned, nodes, scales)
         results = {value.name: value for node in graph for value in node.outputs}

@@ -14,10 +14,11 @@ from onnx_lathe.converter.compile import search as search_module
 from onnx_lathe.converter.compile.compile import Compiled, ship
 from onnx_lathe.converter.compile.explain import Story
 from onnx_lathe.converter.compile.search import search
-from onnx_lathe.converter.compile.space import Candidate
+from onnx_lathe.converter.compile.space import Candidate, default_candidates, unfit
 from onnx_lathe.converter.compile.task import Found, Parts, Task
 from onnx_lathe.converter.progress import silent
 from onnx_lathe.runtime.bundle import open_bundle
+from onnx_lathe.runtime.errors import OracleError
 from onnx_lathe.runtime.samples import Samples
 from tests import graphs
 
@@ -162,6 +163,36 @@ def test_a_second_search_measures_nothing_anew(original: Path, find: Callable[..
     bundle = ship(task, second, task.original.parent / "bundle", Story("t", "c")).bundle
     assert "## Beyond accuracy" in (bundle / "report.md").read_text()
     assert open_bundle(bundle).manifest["status"] == "certified"
+
+
+def test_a_form_that_fails_its_oracle_is_refused_and_the_search_goes_on(
+    original: Path, find: Callable[..., tuple[Task, Found]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OracleError("p on m.onnx", got="3 steps", expected="at most 1", mend="Report it.")
+
+    monkeypatch.setattr(search_module.passes_run, "apply", fail)
+    _, found = find([Candidate("bad", original, "cleanup"), variant(original, "good", 1e-4)], measuring({"good": 2.0}))
+    assert found.winner is not None
+    assert (found.winner.candidate.name, refusals(found)["bad"]) == (
+        "good",
+        "p on m.onnx: got 3 steps, expected at most 1. Report it.",
+    )
+
+
+def test_integers_are_not_tried_on_cuda(original: Path) -> None:
+    assert unfit(Candidate("a", original, "cleanup"), "cuda") is None
+    reason = unfit(Candidate("b", original, "cleanup,quantize-static"), "cuda")
+    assert reason is not None
+    assert reason.startswith("quantize-static is not for CUDA: that provider has no INT8 kernels")
+    assert unfit(Candidate("c", original, "cleanup,quantize-static"), "cpu") is None
+
+
+def test_a_half_model_is_widened_before_anything_else(tmp_path: Path) -> None:
+    half = graphs.save(graphs.build(graphs.HALF), tmp_path / "half.onnx")
+    assert all(each.passes.startswith("widen,cleanup") for each in default_candidates(half, with_data=True))
+    full = graphs.save(graphs.build(graphs.CONV_CHAIN), tmp_path / "full.onnx")
+    assert all(each.passes.startswith("cleanup") for each in default_candidates(full, with_data=True))
 
 
 def test_a_pass_that_cannot_be_applied_is_a_reason_not_an_error(
