@@ -47,6 +47,8 @@ class Effort:
         time_budget: Seconds: each process has its share of them to fill with rounds, and no more processes than 3 are
             begun after them.
         most_rounds: Rounds in each process at most, where the time budget has room for more than ``rounds``.
+        most_time: Seconds that may be taken in all where a verdict is inconclusive when the time budget ends: more
+            fresh processes are then measured, and the verdict is given once more, over all. 0.0 for no second look.
         timeout: Seconds that one step of a worker (importing, preparing, warming up, a block) may take.
 
     Raises:
@@ -59,6 +61,16 @@ class Effort:
     time_budget: float
     timeout: float = 300.0
     most_rounds: int = 0
+    most_time: float = 0.0
+
+    @property
+    def looks(self) -> tuple[tuple[int, float], ...]:
+        """The most processes and seconds at each look; the second is taken where the first does not tell."""
+        first = (self.processes, self.time_budget)
+        if self.most_time <= self.time_budget:
+            return (first,)
+        share = self.most_time / self.time_budget if self.time_budget else 1.0
+        return (first, (round(self.processes * share), self.most_time))
 
     def __post_init__(self) -> None:
         for name, got, least in (
@@ -76,8 +88,8 @@ class Effort:
 
 SCREEN = Effort(processes=1, rounds=6, block_seconds=0.05, time_budget=10.0)
 """To rank candidates: one or two seconds a subject, nothing confirmed in fresh processes."""
-FINAL = Effort(processes=10, rounds=2, block_seconds=0.05, time_budget=25.0, most_rounds=50)
-"""For a verdict: ten processes where they start quickly, three at least."""
+FINAL = Effort(processes=10, rounds=2, block_seconds=0.05, time_budget=25.0, most_rounds=50, most_time=75.0)
+"""For a verdict: ten processes where they start quickly, three at least; three times as many where they do not tell."""
 
 
 @dataclass
@@ -146,16 +158,24 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
     songs: list[float] = []
     rounds: int | None = None
     began = time.monotonic()
-    for number in range(effort.processes):
-        elapsed = time.monotonic() - began
-        if number >= LEAST_PROCESSES and elapsed * (number + 1) / number > effort.time_budget:
+    number = 0
+    for most, budget in effort.looks:
+        while number < most and not (number >= LEAST_PROCESSES and _ends(number, began) > budget):
+            turn = number % len(subjects)
+            order = [*subjects[turn:], *subjects[:turn]]
+            rounds = _run_process(order, effort, rounds, records, songs, _within(on_progress, number, most))
+            number += 1
+        timings = tuple(records[subject.name].timing(subject.name) for subject in subjects)
+        comparisons = compare(timings, songs)
+        if all(comparison.verdict != "inconclusive" for comparison in comparisons):
             break
-        turn = number % len(subjects)
-        order = [*subjects[turn:], *subjects[:turn]]
-        rounds = _run_process(order, effort, rounds, records, songs, _within(on_progress, number, effort))
     on_progress("measured", 1.0)
-    timings = tuple(records[subject.name].timing(subject.name) for subject in subjects)
-    return Measurement(timings, compare(timings, songs), tuple(songs), described)
+    return Measurement(timings, comparisons, tuple(songs), described)
+
+
+def _ends(number: int, began: float) -> float:
+    """Return the seconds that one process more than ``number`` would take in all."""
+    return (time.monotonic() - began) * (number + 1) / number
 
 
 def check_subjects(subjects: Sequence[Subject]) -> None:
@@ -178,11 +198,9 @@ def check_subjects(subjects: Sequence[Subject]) -> None:
         )
 
 
-def _within(on_progress: OnProgress, number: int, effort: Effort) -> OnProgress:
+def _within(on_progress: OnProgress, number: int, most: int) -> OnProgress:
     """Return what reports the progress within one process."""
-    return lambda what, share: on_progress(
-        f"process {number + 1} of up to {effort.processes}: {what}", (number + share) / effort.processes
-    )
+    return lambda what, share: on_progress(f"process {number + 1} of up to {most}: {what}", (number + share) / most)
 
 
 def _run_process(

@@ -169,7 +169,11 @@ def _measure(
             done.append(
                 measure(
                     subjects,
-                    replace(effort, time_budget=min(budget, effort.time_budget)),
+                    replace(
+                        effort,
+                        time_budget=min(budget, effort.time_budget),
+                        most_time=min(budget, effort.most_time),
+                    ),
                     lambda text, part: progress(int(100 * part), 100, text),
                 )
             )

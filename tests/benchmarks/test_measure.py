@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from onnx_lathe.benchmarks import worker
 from onnx_lathe.benchmarks.measure import FINAL, MOST_CALLS, SCREEN, Effort, measure
-from onnx_lathe.benchmarks.result import Measurement
+from onnx_lathe.benchmarks.result import Comparison, Interval, Measurement, Timing, Verdict
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.runtime.errors import InputError, MeasurementError
 
@@ -59,6 +60,31 @@ def test_each_process_is_a_fresh_one_and_the_budget_leaves_three(tmp_path: Path)
     assert len(set(log.read_text().split()[1::2])) == 3
     assert [len(process) for process in found.timings[0].blocks] == [4, 4, 4]
     assert found.comparisons == ()
+
+
+@pytest.mark.parametrize(("first", "processes"), [("no difference", 3), ("inconclusive", 6)])
+def test_an_inconclusive_verdict_gets_a_second_look_over_more_processes(
+    first: Verdict, processes: int, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[int] = []
+
+    def compare(timings: Sequence[Timing], canary: Sequence[float]) -> tuple[Comparison, ...]:
+        del canary
+        told.append(len(timings[0].blocks))
+        verdict: Verdict = "no difference" if len(told) > 1 else first
+        return (Comparison("b", "a", Interval(1.0, 1.0, 1.0), verdict, "as the test says"),)
+
+    monkeypatch.setattr("onnx_lathe.benchmarks.measure.compare", compare)
+    effort = Effort(processes=3, rounds=2, block_seconds=0.003, time_budget=30.0, most_time=60.0)
+    found = measure([sleeper("a"), sleeper("b")], effort)
+    assert told == list(range(3, processes + 1, 3))
+    assert [len(timing.blocks) for timing in found.timings] == [processes] * 2
+    assert found.comparisons[0].verdict == "no difference"
+
+
+def test_without_more_time_there_is_one_look():
+    assert SCREEN.looks == ((1, 10.0),)
+    assert FINAL.looks == ((10, 25.0), (30, 75.0))
 
 
 def test_what_a_subject_prints_and_reads_stays_out_of_the_protocol():

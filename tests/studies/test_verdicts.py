@@ -19,7 +19,7 @@ from tests.studies import verdicts
 from tests.studies.rivals import Separate
 from tests.studies.verdicts import RIVALS, Kind, read, run, table, take
 
-KINDS = (Kind("idle", 4, 0.0, False, 1.0), Kind("5 % slower", 2, 0.05, False, 2.0))
+KINDS = (Kind("idle", 4, 0.0, False, 1.0, 1.0), Kind("5 % slower", 2, 0.05, False, 2.0, 2.0))
 ENTRY = {"verdict": "no difference", "speed": [1.0, 0.99, 1.01], "seconds": 1.0, "disturbed": False, "rivals": []}
 
 
@@ -56,7 +56,7 @@ def test_each_verdict_is_taken_once_with_the_models_in_turn(monkeypatch: pytest.
         run(models, file, KINDS)
     second, taken[:] = [*taken], []
     with pytest.raises(KeyboardInterrupt):
-        run(models, file, (*KINDS, Kind("busy", 1, 0.0, True, 1.0)))
+        run(models, file, (*KINDS, Kind("busy", 1, 0.0, True, 1.0, 1.0)))
     # A share of each kind at a time, so that all of them meet the same hours.
     assert [*first, *second] == [
         ("idle", 0, "small"),
@@ -85,7 +85,7 @@ def test_a_verdict_that_was_disturbed_is_kept_and_taken_again(monkeypatch: pytes
 
     monkeypatch.setattr(verdicts, "take", once)
     monkeypatch.setattr(verdicts, "await_quiet", lambda: waited.append(len(read(file))))
-    run([model], file, (Kind("idle", 2, 0.0, False, 1.0),))
+    run([model], file, (Kind("idle", 2, 0.0, False, 1.0, 1.0),))
     assert [(entry["index"], entry["disturbed"]) for entry in read(file)] == [
         (0, True),
         (0, True),
@@ -113,7 +113,7 @@ def test_the_table_counts_the_verdicts_of_each_kind_and_of_the_rivals():
         {"kind": "5 % slower", **ENTRY, "verdict": "slower", "speed": [1 / 1.06, 0.9, 1.0], "rivals": rivals[False]},
     ]
     entries.append({"kind": "idle", **ENTRY, "verdict": "slower", "speed": [0.5, 0.4, 0.6], "disturbed": True})
-    lines = table(entries, (*KINDS, Kind("none yet", 1, 0.0, False, 1.0))).splitlines()
+    lines = table(entries, (*KINDS, Kind("none yet", 1, 0.0, False, 1.0, 1.0))).splitlines()
     assert lines[2:4] == [
         "| idle | 3 | 1 | 0 | 1 | 1 | 1.0000 | 2.0 points | 3.5 at most |",
         "| 5 % slower | 1 | 0 | 1 | 0 | 0 | 0.9434 | 1.0 points | 1.0 at most |",
@@ -156,13 +156,13 @@ def test_the_other_core_is_kept_busy_only_while_it_is_measured(
     monkeypatch.setattr(verdicts, "_BUSY", "import time; time.sleep(60)")
     monkeypatch.setattr(verdicts, "measure", look)
     monkeypatch.setattr(verdicts, "separate", alone)
-    kind = Kind("any", 1, 0.05, busy, 7.0)
+    kind = Kind("any", 1, 0.05, busy, 7.0, 9.0)
     entry = take(kind, 0, tmp_path / "m.onnx", tmp_path / "m.npz")
     assert len(seen) == busy
     assert not any(child.is_running() for child in seen)
     ((subjects, effort),) = asked
     assert [subject.arguments["by"] for subject in subjects] == [0.0, 0.05]
-    assert (effort.time_budget, effort.processes) == (7.0, FINAL.processes)
+    assert (effort.time_budget, effort.most_time, effort.processes) == (7.0, 9.0, FINAL.processes)
     assert (entry["verdict"], entry["speed"], entry["processes"], entry["drift"]) == (
         "no difference",
         [1.0, 0.99, 1.01],
@@ -185,6 +185,6 @@ def test_the_other_core_is_left_alone_after_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(verdicts, "_BUSY", "import time; time.sleep(60)")
     monkeypatch.setattr(verdicts, "measure", fail)
     with pytest.raises(RuntimeError, match="the kernel failed"):
-        take(Kind("any", 1, 0.0, True, 1.0), 0, tmp_path / "m.onnx", tmp_path / "m.npz")
+        take(Kind("any", 1, 0.0, True, 1.0, 1.0), 0, tmp_path / "m.onnx", tmp_path / "m.npz")
     assert len(seen) == 1
     assert not seen[0].is_running()

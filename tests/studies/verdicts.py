@@ -49,6 +49,7 @@ class Kind:
         slower: By which share the second subject is slower.
         busy: Whether another process keeps a core busy.
         seconds: Time budget of a verdict.
+        most: Seconds in all where it is inconclusive then.
     """
 
     name: str
@@ -56,13 +57,14 @@ class Kind:
     slower: float
     busy: bool
     seconds: float
+    most: float
 
 
 KINDS = (
-    Kind("idle", 300, 0.0, False, 8.0),
-    Kind("5 % slower", 60, 0.05, False, 20.0),
-    Kind("3 % slower", 60, 0.03, False, 20.0),
-    Kind("busy", 60, 0.0, True, 8.0),
+    Kind("idle", 300, 0.0, False, 8.0, 30.0),
+    Kind("5 % slower", 60, 0.05, False, 20.0, 60.0),
+    Kind("3 % slower", 60, 0.03, False, 20.0, 60.0),
+    Kind("busy", 60, 0.0, True, 8.0, 30.0),
 )
 
 
@@ -112,7 +114,7 @@ def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
     ]
     began, strangers = time.monotonic(), strangers_seconds()
     with _other_core(kind.busy):
-        found = measure(subjects, replace(FINAL, time_budget=kind.seconds))
+        found = measure(subjects, replace(FINAL, time_budget=kind.seconds, most_time=kind.most))
     seconds = time.monotonic() - began
     strangers = (strangers_seconds() - strangers) / seconds
     rivals = [asdict(separate(subject)) for subject in subjects] if index < RIVALS else []
