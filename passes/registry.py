@@ -23,12 +23,20 @@ from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.prune.sparsify import Sparsify
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
+from onnx_lathe.passes.quantize.weight_only import QuantizeWeights
+from onnx_lathe.passes.repair.adaround import RoundWeights
+from onnx_lathe.passes.repair.correct import CorrectBiases
+from onnx_lathe.passes.repair.equalize import Equalize
+from onnx_lathe.passes.repair.smooth import Smooth
 from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime.errors import PassSpecError
 
 PASSES: Mapping[str, type[Request]] = {
     request.name: request
-    for request in (Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, KeepSkipApart, Widen)
+    for request in (
+        *(Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, QuantizeWeights, KeepSkipApart, Widen),
+        *(Equalize, Smooth, CorrectBiases, RoundWeights),
+    )
 }
 
 PLAIN = "/:._-+()[]@"

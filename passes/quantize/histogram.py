@@ -11,11 +11,41 @@ from onnx_lathe.runtime.samples import Array
 
 BINS_A_SIDE = 4096
 """Bins on each side of zero; the largest magnitude lies in the outer half, so its side has at least 2048 in use."""
-_CHUNK = 2**20
-"""Elements that are binned at once, to bound the temporary arrays."""
+_CHUNK = 2**15
+"""Elements that are binned at once: the temporary arrays fit the cache of a core."""
+_ONE = np.int64(1)
 
 
-class Histogram:
+class Extremes:
+    """The least and the largest of a tensor's values, batch by batch.
+
+    Attributes:
+        low: The least value, float32; infinity before the first.
+        high: The largest value, float32; minus infinity before the first.
+    """
+
+    def __init__(self) -> None:
+        self.low = math.inf
+        self.high = -math.inf
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The least and the largest value; None before the first."""
+        return None if self.low > self.high else (self.low, self.high)
+
+    def update(self, values: Array) -> bool:
+        """Take in ``values``, floats of any shape; False, and nothing is taken in, where one is not finite."""
+        if values.size == 0:
+            return True
+        # Both are NaN where a value is.
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        return True
+
+
+class Histogram(Extremes):
     """The distribution of a tensor's values, counted batch by batch.
 
     Bins are ``[i w, (i + 1) w)`` with a width ``w`` that is a power of two, so that an index is exact and two
@@ -23,14 +53,11 @@ class Histogram:
     seen, so that streaming in any order and in any batches gives the counts that all values at once give.
 
     Attributes:
-        low: The least value, float32; infinity before the first.
-        high: The largest value, float32; minus infinity before the first.
         counts: ``int64 [2 * BINS_A_SIDE]``; bin ``BINS_A_SIDE`` begins at zero.
     """
 
     def __init__(self) -> None:
-        self.low = math.inf
-        self.high = -math.inf
+        super().__init__()
         self.counts: NDArray[np.int64] = np.zeros(2 * BINS_A_SIDE, np.int64)
         self._exponent: int | None = None
 
@@ -43,23 +70,30 @@ class Histogram:
         """Return the middle of each bin."""
         return (np.arange(-BINS_A_SIDE, BINS_A_SIDE, dtype=np.float64) + 0.5) * self.width
 
-    def update(self, values: Array) -> None:
-        """Count ``values``, an array of floats of any shape, all finite."""
-        flat = values.reshape(-1)
-        if flat.size == 0:
-            return
-        self.low = min(self.low, float(flat.min()))
-        self.high = max(self.high, float(flat.max()))
-        self._widen(max(-self.low, self.high, 0.0))
-        for start in range(0, flat.size, _CHUNK):
-            self._count(flat[start : start + _CHUNK])
+    def update(self, values: Array) -> bool:
+        """Count ``values``, floats of any shape; False, and none is counted, where one is not finite."""
+        if not super().update(values):
+            return False
+        if values.size:
+            self._widen(max(-self.low, self.high, 0.0))
+            flat = values.reshape(-1)
+            for start in range(0, flat.size, _CHUNK):
+                self._count(flat[start : start + _CHUNK])
+        return True
 
     def _count(self, chunk: Array) -> None:
         if self._exponent is None:
             self.counts[BINS_A_SIDE] += chunk.size
             return
-        index = np.floor(np.multiply(chunk, math.ldexp(1.0, -self._exponent), dtype=np.float64)).astype(np.int64)
-        self.counts += np.bincount(index + BINS_A_SIDE, minlength=2 * BINS_A_SIDE)
+        # A finite factor of at least 1 is exact in float32; a smaller one could round what is tiny to zero.
+        exact = chunk.dtype == np.float32 and -127 <= self._exponent <= 0
+        dtype = np.float32 if exact else np.float64
+        scaled = np.multiply(chunk, dtype(math.ldexp(1.0, -self._exponent)), dtype=dtype)
+        np.floor(scaled, out=scaled)
+        # By way of int32, to which processors convert floats several at a time.
+        index = scaled.astype(np.int32).astype(np.intp)
+        index += BINS_A_SIDE
+        np.add.at(self.counts, index, _ONE)
 
     def _widen(self, largest: float) -> None:
         """Merge neighbours until ``largest`` fits."""

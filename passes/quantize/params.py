@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_lathe.passes.quantize.histogram import BINS_A_SIDE, Histogram
+from onnx_lathe.passes.quantize.histogram import BINS_A_SIDE, Extremes, Histogram
 from onnx_lathe.passes.quantize.scheme import Affine, Ranges, WeightScheme
 from onnx_lathe.runtime.samples import Array
 
@@ -31,7 +31,7 @@ _LEAST_KL_SHARE = 1 / 16
 Range = tuple[float, float]
 
 
-def choose_range(histogram: Histogram, ranges: Ranges, percentile: float) -> Range:
+def choose_range(seen: Extremes, ranges: Ranges, percentile: float) -> Range:
     """Return the range of real numbers that the levels shall cover; 0.0 is in it.
 
     "minmax" covers all values. "percentile" leaves out ``(100 - percentile) / 2`` percent at each end. "mse" is the
@@ -39,23 +39,26 @@ def choose_range(histogram: Histogram, ranges: Ranges, percentile: float) -> Ran
     one (Migacz, "8-bit Inference with TensorRT", 2017: clip, tail to the last bin, merge to the levels).
 
     Args:
-        histogram: The values seen.
+        seen: The values seen, counted (a `Histogram`) unless ``ranges`` is "minmax".
         ranges: The method.
         percentile: In 0..100; only "percentile" uses it.
     """
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    if ranges == "minmax" or histogram.width == 0.0:
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if ranges == "minmax":
+        return (low, high)
+    assert isinstance(seen, Histogram), f"{ranges} needs the values counted"
+    if seen.width == 0.0:
         return (low, high)
     if ranges == "percentile":
-        return _percentile(histogram, percentile)
+        return _percentile(seen, percentile)
     largest = max(-low, high)
     shares = np.arange(1, _CLIPS + 1) / _CLIPS
     clips = [(max(low, -share * largest), min(high, share * largest)) for share in shares]
     if ranges == "mse":
-        errors = [_squared_error(histogram, clip) for clip in clips]
+        errors = [_squared_error(seen, clip) for clip in clips]
         return clips[int(np.argmin(errors))]
     wide = [clip for clip, share in zip(clips, shares, strict=True) if share >= _LEAST_KL_SHARE]
-    return wide[int(np.argmin([_divergence(histogram, clip) for clip in wide]))]
+    return wide[int(np.argmin([_divergence(seen, clip) for clip in wide]))]
 
 
 def activation(low: float, high: float, *, power_of_two: bool = False) -> Affine:

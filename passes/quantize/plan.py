@@ -82,31 +82,32 @@ class Placement:
     refused: tuple[Refusal, ...]
 
 
-def place(model: ir.Model, layers: Sequence[Layer], *, free_scales: bool = True) -> Placement:
+def place(model: ir.Model, layers: Sequence[Layer], *, free_scales: bool = True, lone: bool = False) -> Placement:
     """Return where integers go when ``layers`` run in integers.
 
     Args:
         model: The graph.
         layers: The layers to run in integers, in the order of the graph.
         free_scales: Whether scales may be any number, so that the largest level is the largest value.
+        lone: Whether also those run in integers that do not earn it between float operators (against rule 6).
     """
     absorbed = {node for node in model.graph if _is_absorbed(node, free_scales)}
     plans = {layer.node: plan for layer, plan in zip(layers, _plan_layers(model, layers), strict=True)}
-    lone = {layer.node: layer for layer in layers if layer.lone_reason is not None}
+    waiting = {} if lone else {layer.node: layer for layer in layers if layer.lone_reason is not None}
     while True:
-        spread = _Spread(model.graph, {node: plan for node, plan in plans.items() if node not in lone}, absorbed)
-        joined = [node for node, layer in lone.items() if spread.joins(layer, lone.keys())]
+        spread = _Spread(model.graph, {node: plan for node, plan in plans.items() if node not in waiting}, absorbed)
+        joined = [node for node, layer in waiting.items() if spread.joins(layer, waiting.keys())]
         if not joined:
             break
         for node in joined:
-            del lone[node]
+            del waiting[node]
     return Placement(
-        layers=tuple(plan for node, plan in plans.items() if node not in lone),
+        layers=tuple(plan for node, plan in plans.items() if node not in waiting),
         readers=tuple(result_name(node) for node in model.graph if node in spread.readers),
         values={_name(value): spread.written_in_integers(value) for value in spread.rounded},
         groups=_merge([_name(value) for value in spread.moved(node)] for node in spread.readers if _is_move(node)),
         fences=tuple(_name(value) for value in spread.fences()),
-        refused=tuple(refusal(node, layer.lone_reason or "") for node, layer in lone.items()),
+        refused=tuple(refusal(node, layer.lone_reason or "") for node, layer in waiting.items()),
     )
 
 

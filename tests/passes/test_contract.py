@@ -13,7 +13,11 @@ from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.prune.sparsify import Sparsify
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
+from onnx_lathe.passes.quantize.weight_only import QuantizeWeights
 from onnx_lathe.passes.registry import PASSES, build, parse, spell, to_json
+from onnx_lathe.passes.repair.adaround import RoundWeights
+from onnx_lathe.passes.repair.correct import CorrectBiases
+from onnx_lathe.passes.repair.smooth import Smooth
 from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import UnsupportedModelError
@@ -28,6 +32,12 @@ REQUESTS: list[Request] = [
     QuantizeStatic(weight_exponent=-4),
     QuantizeDynamic(weight_exponent=-4, weight_bits=7),
     Sparsify(rule="magnitude", ratio=0.3),
+    Smooth(alpha="search", insert=False),
+    CorrectBiases(per_channel=False, weight_bits=7, rounds=1),
+    RoundWeights(weight_exponent=-4, iterations=20),
+    QuantizeWeights(bits=4, block=16),
+    QuantizeWeights(bits=4, block=32, method="hqq", symmetric=True, power_of_two=True),
+    QuantizeWeights(bits=8, block=16, method="gptq", activation_order=True),
 ]
 EVERY_REQUEST = pytest.mark.parametrize("request_", REQUESTS, ids=spell)
 EVERY_GRAPH = pytest.mark.parametrize("graph", graphs.GRAPHS)

@@ -79,11 +79,10 @@ NETWORKS = (
         "sst2-test.parquet",
         8,
         (
-            "cleanup,quantize-dynamic",
             "cleanup,keep-skip-apart,quantize-dynamic",
-            "cleanup,quantize-static",
+            "cleanup,smooth{alpha=search},keep-skip-apart,quantize-dynamic",
             "cleanup,keep-skip-apart,quantize-static",
-            "cleanup,smooth,quantize-static",
+            "cleanup,keep-skip-apart,quantize-static{ranges=percentile}",
             "cleanup,quantize-weights{bits=8}",
             "cleanup,quantize-weights{bits=4}",
         ),

@@ -67,8 +67,11 @@ def _ort_dynamic(model: Path, batches: list[dict], output: Path, option: str) ->
 def _nncf(model: Path, batches: list[dict], output: Path, option: str) -> None:
     import nncf
 
+    # As exported it fails on the unused outputs of a BatchNormalization; onnxruntime's preparation removes those.
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = onnx.load(_prepared(model, scratch))
     quantized = nncf.quantize(
-        onnx.load(model),
+        prepared,
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if option == "transformer" else None,

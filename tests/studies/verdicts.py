@@ -29,8 +29,8 @@ from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.runtime import machine, tensors
 from tests.studies.rivals import asv_verdict, pytest_benchmark_slower, separate
 
-RIVALS = 60
-"""Beside so many verdicts of a kind."""
+RIVALS = 30
+"""Beside the first so many verdicts of a kind."""
 
 QUIET = 0.1
 """Cores that processes other than the study's may use on average, the share stolen by the host included."""
@@ -61,10 +61,10 @@ class Kind:
 
 
 KINDS = (
-    Kind("idle", 300, 0.0, False, 8.0, 30.0),
-    Kind("5 % slower", 60, 0.05, False, 20.0, 60.0),
-    Kind("3 % slower", 60, 0.03, False, 20.0, 60.0),
-    Kind("busy", 60, 0.0, True, 8.0, 30.0),
+    Kind("idle", 300, 0.0, False, 8.0, 20.0),
+    Kind("5 % slower", 60, 0.05, False, 10.0, 30.0),
+    Kind("3 % slower", 60, 0.03, False, 10.0, 30.0),
+    Kind("busy", 60, 0.0, True, 8.0, 20.0),
 )
 
 

@@ -1,0 +1,66 @@
+"""Second moments of what layers read, streamed over samples: the data of GPTQ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lathe.passes.quantize.blockwise import Floats
+from onnx_lathe.passes.taps import tap
+from onnx_lathe.runtime.errors import SamplesError
+from onnx_lathe.runtime.samples import Samples
+
+BATCH = 8
+"""Samples in one run: all observed values of a batch are in memory together."""
+GRAM_BYTES = 2**29
+"""Moments that are summed in one pass over the samples; where all take more there are several passes."""
+LARGEST = 2.0**50
+"""The largest magnitude of a value: the sum of 2^27 squares is still a float32."""
+
+
+def grams(model: ir.Model, widths: Mapping[str, int], samples: Samples) -> Iterator[tuple[str, Floats]]:
+    """Yield the name and ``X'X``, ``float32 [features, features]``, of values as ``model`` runs on ``samples``.
+
+    The rows of ``X`` are the value's last axis, whatever the axes before it. Sums in float32 suffice: GPTQ adds a
+    hundredth of the diagonal to it.
+
+    Args:
+        model: The graph.
+        widths: The values by name, with their features.
+        samples: What to run.
+
+    Raises:
+        SamplesError: The samples do not fit the model, or a value is not finite on them.
+    """
+    for group in _groups(widths):
+        sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in group}
+        for values in tap(model, group, samples, BATCH):
+            for name, array in values.items():
+                rows = array.reshape(-1, widths[name])
+                if not np.abs(rows).max(initial=0.0) <= LARGEST:
+                    raise SamplesError(
+                        f"{samples.source}: value {name!r}",
+                        got="NaN, infinity or numbers over 2^50 as the network runs",
+                        expected="finite values whose squares can be summed",
+                        mend="Check that the samples are prepared as in training and that the float model is sound.",
+                    )
+                sums[name] += rows.T @ rows
+        for name in group:
+            yield name, sums.pop(name)
+
+
+def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield values together, as many as the budget holds and at least one."""
+    group: list[str] = []
+    used = 0
+    for name, width in widths.items():
+        size = width * width * np.dtype(np.float32).itemsize
+        if group and used + size > GRAM_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(name)
+        used += size
+    if group:
+        yield group
