@@ -31,6 +31,13 @@ FORMS = (
     "quantize-dynamic{weight_exponent=-8}",
     "sparsify",
     "cleanup,prune{ratio=0.3},quantize-static",
+    "quantize-weights{bits=8,block=32}",
+    "quantize-weights{bits=4,block=16,method=hqq}",
+    "quantize-weights{bits=4,block=16,method=gptq}",
+    "cleanup,equalize,quantize-static{per_channel=false}",
+    "cleanup,smooth,quantize-dynamic",
+    "cleanup,correct-biases,quantize-static{ranges=percentile}",
+    "cleanup,round-weights{iterations=20},quantize-static{ranges=mse}",
 )
 
 
