@@ -40,7 +40,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be alike for two measurements to be compared."""
+    return {key: value for key, value in environment.items() if key not in _PASSING}
+
+
 def differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what makes two environments unlike, each as "key: a's, b's"; nothing where they are alike."""
-    keys = [key for key in {**a, **b} if key not in _PASSING]
+    keys = lasting({**a, **b})
     return tuple(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys if a.get(key) != b.get(key))

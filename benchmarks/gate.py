@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from onnx_lathe.benchmarks import canary, environment
 from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Interval, Measurement, Timing
 from onnx_lathe.benchmarks.stats import shift
-from onnx_lathe.benchmarks.suite import Case, Suite
+from onnx_lathe.benchmarks.suite import Case, Conditions, Suite
 from onnx_lathe.runtime.errors import InputError
 
 Outcome = Literal["kept", "regressed", "inconclusive"]
@@ -89,10 +89,10 @@ def gate_recorded(baseline: Suite, suite: Suite, limit: float, *, anywhere: bool
     """
     if not anywhere:
         check_environment(baseline, suite.cases[0].measurement.environment)
-    names = _pairs(baseline, suite)
+    names = _pairs(baseline, [model.name for model in suite.models])
     gates: list[Gate] = []
     for case in suite.cases:
-        then = _same_case(baseline, case)
+        then = _same_case(baseline, case.conditions)
         for name, before in names.items():
             found = slowdown(then.measurement.timing(before), case.measurement.timing(name))
             outcome, reason = _decide(found, limit, apart(then.measurement, case.measurement))
@@ -172,9 +172,20 @@ def check_environment(baseline: Suite, here: Mapping[str, Any]) -> None:
         )
 
 
-def _pairs(baseline: Suite, suite: Suite) -> dict[str, str]:
+def check_covers(baseline: Suite, models: Sequence[str], conditions: Sequence[Conditions]) -> None:
+    """Refuse, before anything is measured, a baseline that lacks a model or a case of what is to be measured.
+
+    Raises:
+        InputError: It lacks one.
+    """
+    _pairs(baseline, models)
+    for each in conditions:
+        _same_case(baseline, each)
+
+
+def _pairs(baseline: Suite, here: Sequence[str]) -> dict[str, str]:
     """Return for each model the one of the baseline: of the same name, else the only one."""
-    there, here = ([model.name for model in each.models] for each in (baseline, suite))
+    there = [model.name for model in baseline.models]
     if len(there) == len(here) == 1:
         return {here[0]: there[0]}
     missing = [name for name in here if name not in there]
@@ -188,13 +199,13 @@ def _pairs(baseline: Suite, suite: Suite) -> dict[str, str]:
     return {name: name for name in here}
 
 
-def _same_case(baseline: Suite, case: Case) -> Case:
+def _same_case(baseline: Suite, conditions: Conditions) -> Case:
     for then in baseline.cases:
-        if then.conditions == case.conditions:
+        if then.conditions == conditions:
             return then
     raise InputError(
         f"baseline of {baseline.taken}",
         got=f"cases {'; '.join(then.title for then in baseline.cases)}",
-        expected=case.title,
+        expected=conditions.title,
         mend="Bench the shapes, threads and provider of the baseline, or measure it again.",
     )

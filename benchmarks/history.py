@@ -1,4 +1,4 @@
-"""Results over time: a file to which each result is appended as a line."""
+"""Results over time: a file to which each result is appended as a line, and each one held against the one before."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import os
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx_lathe.benchmarks import environment
+import numpy as np
+
+from onnx_lathe.benchmarks import environment, load_suite, schema
 from onnx_lathe.benchmarks.gate import apart, slowdown
-from onnx_lathe.benchmarks.result import Interval
-from onnx_lathe.benchmarks.suite import Case, Suite
+from onnx_lathe.benchmarks.load_suite import LoadSuite
+from onnx_lathe.benchmarks.result import Interval, Measurement
+from onnx_lathe.benchmarks.suite import SCHEMA, Case, Suite
 from onnx_lathe.benchmarks.verdict import EQUAL
 from onnx_lathe.runtime.errors import InputError
+
+Result = Suite | LoadSuite
+"""What one ``lathe bench`` found, alone or under load."""
 
 BETWEEN_RUNS = 0.02
 """What two runs of one file may differ by, apart from what their processes do: they did not take turns."""
@@ -29,6 +35,8 @@ class Point:
     Attributes:
         taken: When, in UTC.
         latency: p50 in seconds.
+        accuracy: What it was judged by, on 0..1; None where it was not judged.
+        metric: The name of that; empty where it was not judged.
         comparable: Whether the environment is that of the result before; the first is.
         change: Share by which it is slower than in the result before; None where they cannot be compared.
         verdict: "slower" or "faster" beyond noise, "no difference", "inconclusive", "first" or "not compared".
@@ -37,6 +45,8 @@ class Point:
 
     taken: str
     latency: Interval
+    accuracy: Interval | None
+    metric: str
     comparable: bool
     change: Interval | None
     verdict: str
@@ -67,19 +77,26 @@ def series(suites: Sequence[Suite]) -> tuple[Series, ...]:
 
 def _point(name: str, before: tuple[Suite, Case] | None, now: tuple[Suite, Case]) -> Point:
     suite, case = now
-    latency = case.measurement.timing(name).p50
+    model, latency = suite.model(name), case.measurement.timing(name).p50
+    return Point(suite.taken, latency, model.accuracy, model.metric, *_against(name, before, now))
+
+
+def _against(
+    name: str, before: tuple[Suite, Case] | None, now: tuple[Suite, Case]
+) -> tuple[bool, Interval | None, str, str]:
+    """Return whether a result can be compared with the one before, the change, the verdict, and why."""
     if before is None:
-        return Point(suite.taken, latency, True, None, "first", "")
-    earlier, then = before
+        return True, None, "first", ""
+    (earlier, then), (suite, case) = before, now
     unlike = environment.differs(then.measurement.environment, case.measurement.environment)
     if unlike:
-        return Point(suite.taken, latency, False, None, "not compared", "; ".join(unlike))
+        return False, None, "not compared", "; ".join(unlike)
     change = slowdown(then.measurement.timing(name), case.measurement.timing(name))
     doubt = apart(then.measurement, case.measurement)
-    changed = "changed file" if earlier.model(name).sha256 != suite.model(name).sha256 else "same file"
     if doubt is not None:
-        return Point(suite.taken, latency, True, change, "inconclusive", doubt)
-    return Point(suite.taken, latency, True, change, _judge(change), changed)
+        return True, change, "inconclusive", doubt
+    changed = "changed file" if earlier.model(name).sha256 != suite.model(name).sha256 else "same file"
+    return True, change, _judge(change), changed
 
 
 def _judge(change: Interval) -> str:
@@ -90,7 +107,16 @@ def _judge(change: Interval) -> str:
     return "no difference" if max(-change.low, change.high) <= EQUAL else "inconclusive"
 
 
-def append(file: Path, suite: Suite) -> None:
+def medians_only(measurement: Measurement) -> Measurement:
+    """Return a measurement with the median of each process for its values: all that two runs are compared by."""
+    timings = tuple(
+        replace(timing, blocks=tuple(((float(np.median(np.concatenate(process))),),) for process in timing.blocks))
+        for timing in measurement.timings
+    )
+    return replace(measurement, timings=timings)
+
+
+def append(file: Path, suite: Result) -> None:
     """Append a result as one line, by one write: what is there stays as it is.
 
     Raises:
@@ -128,7 +154,7 @@ def _appending(file: Path) -> Generator[BinaryIO]:
         ) from None
 
 
-def read(file: Path) -> tuple[Suite, ...]:
+def read(file: Path) -> tuple[Result, ...]:
     """Return all results, in order.
 
     Raises:
@@ -143,7 +169,14 @@ def read(file: Path) -> tuple[Suite, ...]:
         raise InputError(
             str(file), got="no result", expected="at least one", mend="Append one with `lathe bench --append`."
         )
-    return tuple(Suite.from_json(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1))
+    return tuple(_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1))
+
+
+def _parse(line: str, source: str) -> Result:
+    kinds: dict[str, type[Result]] = {SCHEMA: Suite, load_suite.SCHEMA: LoadSuite}
+    return schema.load_any(
+        kinds, line, source, mend="Measure again, with `lathe bench --append`, or take the line out."
+    )
 
 
 def _broken(where: str, got: str) -> InputError:

@@ -51,6 +51,8 @@ _SELECTING = {"Gather", "GatherElements", "GatherND", "Slice", "Split", "Compres
 """Operators that read only part of their input, about as much as they write."""
 
 _INTEGERS = {"int8", "uint8"}
+_COMPUTES_INT8 = 4
+"""The ``accuracy_level`` at which MatMulNBits rounds its input to int8; at all others it computes in floats."""
 
 _ELEMENTWISE_BYTES = 3 * 4 * 512 * 768
 """What the peak of elementwise work moves: less than that can be expected to move as fast."""
@@ -197,17 +199,19 @@ def _share(operator: OperatorTime, peaks: Peaks) -> OperatorShare:
 
 
 def _bandwidth(peaks: Peaks, nbytes: int) -> float:
-    """Return the bytes a second of the fastest probe that moved as much or more: less moves no slower.
-
-    The smallest probe of weights is short, and the cost of its call makes it look slower than larger ones.
-    """
+    """Return the bytes a second of the fastest probe that moved as much or more: less moves no slower."""
     larger = [rate for size, rate in peaks.bandwidths.items() if size >= nbytes]
     elementwise = [peaks.rate("elementwise")] if nbytes <= _ELEMENTWISE_BYTES else []
     return max([peaks.bandwidth(nbytes), *larger, *elementwise])
 
 
 def _in_integers(operator: OperatorTime) -> bool:
-    """Return whether the weight is of 8 bits; packed ones of MatMulNBits are, and may be multiplied as integers."""
+    """Return whether products of integers are computed: where the weight is of 8 bits, or the node asks for them.
+
+    The weight of MatMulNBits is packed into bytes whatever it computes in.
+    """
+    if operator.op_type == "MatMulNBits":
+        return operator.accuracy_level == _COMPUTES_INT8
     place = _SECOND_FACTOR[operator.op_type]
     return operator.inputs is not None and operator.inputs[place].dtype in _INTEGERS
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnx_lathe.benchmarks import canary, environment
 from onnx_lathe.benchmarks.process import Worker
-from onnx_lathe.benchmarks.result import Interval, Measurement, Timing
+from onnx_lathe.benchmarks.result import Comparison, Interval, Measurement, Timing
 from onnx_lathe.benchmarks.stats import hodges_lehmann, least_samples, mean_interval, percentile
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.verdict import compare
@@ -158,6 +158,8 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
     songs: list[float] = []
     rounds: int | None = None
     began = time.monotonic()
+    timings: tuple[Timing, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     number = 0
     for most, budget in effort.looks:
         while number < most and not (number >= LEAST_PROCESSES and _ends(number, began) > budget):

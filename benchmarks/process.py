@@ -22,7 +22,7 @@ from onnx_lathe.runtime.errors import MeasurementError
 class Worker:
     """A fresh process that prepares and times one subject; as a context manager it is killed on the way out.
 
-    It begins to import the subject at once. `prepare` waits for that, so that several workers import side by side.
+    It begins to import the subject at once; `prepare` waits for that.
 
     Args:
         subject: What to prepare.

@@ -149,14 +149,14 @@ def respond(
 
     Args:
         name: The subject.
-        runs: One or more, of equally many queries.
+        runs: One or more, of equally many queries. Those that met the same arrivals count as one that is longer.
         streams: Threads that served.
         drift: What the canary drifted, as a share.
         bound: What a percentile is held against.
     """
     load = _load(runs, streams)
     overloaded = _overloaded(runs, load)
-    served = [run.latencies for run in runs]
+    served = _by_arrivals(runs)
     late = [value for run in runs for value in run.lateness]
     lateness = float(np.quantile(late, 0.99)) if late else None
     return Responses(
@@ -206,6 +206,14 @@ def run_percentile(runs: Sequence[Sequence[float]], quantile: float) -> Interval
     low = float(np.quantile(values, max(0.0, quantile - reach), method="lower"))
     high = float(np.quantile(values, quantile + reach, method="higher"))
     return Interval(found.value, min(found.low, low), max(found.high, high))
+
+
+def _by_arrivals(runs: Sequence[Run]) -> list[tuple[float, ...]]:
+    """Return the latencies of each schedule: runs of the same one are no independent ones."""
+    found: dict[tuple[float, ...], tuple[float, ...]] = {}
+    for run in runs:
+        found[run.arrivals] = (*found.get(run.arrivals, ()), *run.latencies)
+    return list(found.values())
 
 
 def _percentile(served: Sequence[Sequence[float]], quantile: float, overloaded: str) -> Percentile:

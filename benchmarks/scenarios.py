@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.benchmarks import canary, environment, schema
+from onnx_lathe.benchmarks import canary, environment
 from onnx_lathe.benchmarks.load import schedule
+from onnx_lathe.benchmarks.load_verdict import LoadComparison, compare_loads
 from onnx_lathe.benchmarks.measure import SCREEN, Effort, OnProgress, check_subjects
 from onnx_lathe.benchmarks.process import Worker
 from onnx_lathe.benchmarks.queueing import LatencyBound, Responses, Run, respond
@@ -41,7 +42,7 @@ class Traffic:
     Attributes:
         queries: Queries in a run, the same number in each.
         streams: Threads that serve.
-        runs: Independent runs, each in fresh processes and with arrivals of its own (the same for all subjects).
+        runs: Independent runs, each with arrivals of its own; several subjects meet them twice each, there and back.
         seed: Fixes the arrivals.
         timeout: Seconds that one step of a worker may take, beside the length of a run.
 
@@ -83,6 +84,12 @@ class Throughput:
     peak_memory: int
     start_seconds: float
 
+    def timing(self) -> Timing:
+        """Return the seconds per query of each block as if each were one latency, to be compared."""
+        blocks = tuple(tuple((seconds / queries,) for queries, seconds in process) for process in self.blocks)
+        values = [value for process in blocks for (value,) in process]
+        return Timing(self.name, blocks, percentile(values, 0.5), None, self.peak_memory, self.start_seconds)
+
 
 @dataclass(frozen=True)
 class OfflineResult:
@@ -104,10 +111,6 @@ class OfflineResult:
     canary: tuple[float, ...]
     environment: Mapping[str, Any]
 
-    def to_json(self) -> str:
-        """Return the result as JSON with its schema and version."""
-        return schema.dump(self, "onnx-lathe/offline/1")
-
 
 @dataclass(frozen=True)
 class ServerResult:
@@ -117,6 +120,7 @@ class ServerResult:
         rate: Queries per second that arrived, on average.
         traffic: Queries, streams, runs and seed.
         subjects: By order of the subjects.
+        comparisons: Each subject against the first; none of those that were overloaded, and none of few runs.
         canary: Seconds of a fixed kernel before each run.
         environment: As in a `Measurement`.
     """
@@ -124,12 +128,9 @@ class ServerResult:
     rate: float
     traffic: Traffic
     subjects: tuple[Responses, ...]
+    comparisons: tuple[LoadComparison, ...]
     canary: tuple[float, ...]
     environment: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        """Return the result as JSON with its schema and version."""
-        return schema.dump(self, "onnx-lathe/server/1")
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,9 @@ def measure_offline(
         turn = number % len(subjects)
         _offline_process([*subjects[turn:], *subjects[:turn]], effort, streams, seen, songs)
     on_progress("measured", 1.0)
-    timings = [seen[subject.name].timing(subject.name) for subject in subjects]
     rows = tuple(seen[subject.name].row(subject.name, samples_per_query) for subject in subjects)
-    return OfflineResult(streams, samples_per_query, rows, compare(timings, songs), tuple(songs), described)
+    comparisons = compare([row.timing() for row in rows], songs)
+    return OfflineResult(streams, samples_per_query, rows, comparisons, tuple(songs), described)
 
 
 def measure_server(
@@ -202,7 +203,7 @@ def measure_server(
     """Measure the latencies of ``subjects`` under Poisson arrivals, each counted from its scheduled time.
 
     Args:
-        subjects: One or more, of different names; all meet the same arrivals, one after the other.
+        subjects: One or more, of different names; all meet the same arrivals, one after the other and back again.
         rate: Queries per second, above 0.
         traffic: Queries, streams, runs and seed.
         bound: What a percentile is held against.
@@ -219,13 +220,14 @@ def measure_server(
     runs: dict[str, list[Run]] = {subject.name: [] for subject in subjects}
     for number in range(traffic.runs):
         turn = number % len(subjects)
-        for subject in (*subjects[turn:], *subjects[:turn]):
+        forth = [*subjects[turn:], *subjects[:turn]]
+        for subject in (*forth, *(forth[::-1] if len(forth) > 1 else ())):
             on_progress(f"run {number + 1} of {traffic.runs}: {subject.name}", number / traffic.runs)
             runs[subject.name].append(_server_run(subject, traffic.arrivals(rate, number), traffic, songs))
     on_progress("measured", 1.0)
     drifted = canary.drift(songs) if len(songs) >= 3 else 0.0
     rows = tuple(respond(name, each, traffic.streams, drifted, bound) for name, each in runs.items())
-    return ServerResult(rate, traffic, rows, tuple(songs), described)
+    return ServerResult(rate, traffic, rows, compare_loads(rows, songs), tuple(songs), described)
 
 
 def max_rate(
@@ -281,13 +283,6 @@ class _Offline:
         self.peak_memory: list[int] = []
         self.start_seconds: list[float] = []
 
-    def timing(self, name: str) -> Timing:
-        """Return the seconds per query of each block as if each were one latency, to be compared."""
-        blocks = tuple(tuple((seconds / queries,) for queries, seconds in process) for process in self.blocks)
-        values = [value for process in blocks for (value,) in process]
-        start = float(np.median(self.start_seconds))
-        return Timing(name, blocks, percentile(values, 0.5), None, max(self.peak_memory), start)
-
     def row(self, name: str, samples: int) -> Throughput:
         rates = [[samples * queries / seconds for queries, seconds in process] for process in self.blocks]
         median = percentile([rate for process in rates for rate in process], 0.5)
@@ -305,9 +300,12 @@ def _offline_process(
     """Measure all subjects in one fresh worker each, and add what was seen to ``seen`` and ``songs``."""
     limit = PATIENCE * effort.block_seconds
     with ExitStack() as stack:
-        workers = {subject.name: stack.enter_context(Worker(subject, effort.timeout)) for subject in subjects}
+        workers: dict[str, Worker] = {}
+        for subject in subjects:
+            # One after the other, so that none starts in the shadow of another.
+            worker = workers[subject.name] = stack.enter_context(Worker(subject, effort.timeout))
+            seen[subject.name].start_seconds.append(worker.prepare())
         for name, worker in workers.items():
-            seen[name].start_seconds.append(worker.prepare())
             worker.warm_up()
             fitting, _ = worker.offline(MOST_QUERIES, streams, effort.block_seconds)
             seen[name].queries = seen[name].queries or max(1, fitting)

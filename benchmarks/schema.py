@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,19 +32,25 @@ def load(kind: type[T], schema: str, text: str, source: str, mend: str = "Measur
     Raises:
         InputError: It is not JSON, of another schema, or lacks something.
     """
+    return load_any({schema: kind}, text, source, mend)
+
+
+def load_any(kinds: Mapping[str, type[T]], text: str, source: str, mend: str = "Measure again.") -> T:
+    """Read what `dump` wrote of any of several dataclasses, ``kinds`` by their schemas; else as `load`."""
+    expected = " or ".join(repr(schema) for schema in kinds)
 
     def unreadable(got: str) -> InputError:
-        return InputError(source, got=got, expected=f"JSON of schema {schema!r}", mend=mend)
+        return InputError(source, got=got, expected=f"JSON of schema {expected}", mend=mend)
 
     try:
         content: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise unreadable(f"no JSON ({error})") from None
     found = cast("dict[str, Any]", content).pop("schema", None) if isinstance(content, dict) else None
-    if found != schema:
+    if not isinstance(found, str) or found not in kinds:
         raise unreadable(f"schema {found!r}")
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return TypeAdapter(kinds[found]).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -8,7 +8,7 @@ from typing import Self
 
 from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.limits import ModelRoofline
-from onnx_lathe.benchmarks.result import Measurement
+from onnx_lathe.benchmarks.result import Interval, Measurement
 from onnx_lathe.benchmarks.verdict import compare_all
 
 SCHEMA = "onnx-lathe/bench/2"
@@ -22,11 +22,15 @@ class BenchedModel:
         name: As the user spelled it, and as the timings call it.
         sha256: Of the model file, without the weights beside it.
         file_bytes: Of the model file and the weights beside it.
+        accuracy: What it was judged by, on 0..1; None where it was not judged.
+        metric: The name of that; empty where it was not judged.
     """
 
     name: str
     sha256: str
     file_bytes: int
+    accuracy: Interval | None = None
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from onnx_lathe.runtime import loading, providers, tensors
 from onnx_lathe.runtime.errors import InputError
 from onnx_lathe.runtime.samples import Feeds
@@ -17,6 +19,10 @@ from onnx_lathe.runtime.session import create, execute, session_options
 
 _KERNEL = "_kernel_time"
 """How onnxruntime's profiler ends the name of the event that is a node's computation."""
+
+_NBITS = "MatMulNBits"
+_FUSED_LEVEL = 4
+"""Of the MatMulNBits that onnxruntime makes of DequantizeLinear and MatMul, where it is not told otherwise."""
 
 _DTYPES = {"float": "float32", "double": "float64"}
 """Numpy's names where the profiler has others."""
@@ -45,6 +51,7 @@ class OperatorTime:
         outputs: What one execution writes, likewise.
         read_bytes: Of all inputs of one run; None where unknown. A tensor that stands at two inputs counts twice.
         written_bytes: Of all outputs of one run; None where unknown.
+        accuracy_level: What a MatMulNBits may compute in (4: int8); None of all others.
     """
 
     node: str
@@ -56,6 +63,7 @@ class OperatorTime:
     outputs: tuple[Operand, ...] | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    accuracy_level: int | None = None
 
 
 def profile(
@@ -91,7 +99,9 @@ def profile(
                 execute(session, str(model), arrays, outputs)
             return json.loads(Path(session.end_profiling()).read_text())
 
-    return _times(events(runs + 1, repack=True), events(1, repack=False), runs)
+    times = _times(events(runs + 1, repack=True), events(1, repack=False), runs)
+    levels = _accuracy_levels(checked)
+    return tuple(replace(time, accuracy_level=_level(time, levels)) for time in times)
 
 
 def optimized_operators(
@@ -107,6 +117,16 @@ def optimized_operators(
         create(model, providers.resolve(provider), options)
         graph = loading.read_graph(saved)
     return dict(Counter(node.op_type for node in loading.nodes(graph)).most_common())
+
+
+def _accuracy_levels(model: ModelProto) -> Mapping[str, int]:
+    """Return the accuracy level of each MatMulNBits of a model by its name; 0, the default, is float32."""
+    found = [node for node in loading.nodes(model) if node.op_type == _NBITS]
+    return {node.name: next((item.i for item in node.attribute if item.name == "accuracy_level"), 0) for node in found}
+
+
+def _level(time: OperatorTime, levels: Mapping[str, int]) -> int | None:
+    return levels.get(time.node, _FUSED_LEVEL) if time.op_type == _NBITS else None
 
 
 _Key = tuple[str, str, str, str]

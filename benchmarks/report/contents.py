@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_lathe.benchmarks.report import beyond, details, difference, ladder, roofline
+from onnx_lathe.benchmarks.report import beyond, details, difference, history, ladder, roofline
 from onnx_lathe.benchmarks.report.document import Document
 from onnx_lathe.benchmarks.report.model import Report, Status
 
@@ -30,6 +30,7 @@ def document(report: Report) -> Document:
         details.operators(report),
         roofline.roofline(report),
         difference.graph_difference(report),
+        history.report_history(report),
         details.environment(report),
         details.method(report),
         details.reproduce(report),

@@ -3,73 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from onnx_lathe.benchmarks.history import Point, Series, series
+from onnx_lathe.benchmarks.history import Point, Result, Series, series
+from onnx_lathe.benchmarks.load_suite import LoadSuite
 from onnx_lathe.benchmarks.report import text
 from onnx_lathe.benchmarks.report.document import Document, Row, Section, Table, columns, row
+from onnx_lathe.benchmarks.report.load import loads
+from onnx_lathe.benchmarks.report.model import Report
 from onnx_lathe.benchmarks.report.plots import SERIES, Plot, Value, escape, plain_layout
-from onnx_lathe.benchmarks.report.text import ABSENT
+from onnx_lathe.benchmarks.report.text import ABSENT, Cell
 from onnx_lathe.benchmarks.suite import Suite
 
+HISTORY = "history"
+"""The key of the section whose plots `history_plots` draws."""
+
 _HEIGHT = 340
-_KEY = "history"
+_AGAINST = "each result against the one before, where both can be compared"
+_NOTES = (
+    "change: against the result before, by the medians of fresh processes, with its 95 % interval; + is slower.",
+    "Results of unlike environments, or of a machine in another state (by the canary), are not compared.",
+    "changed file: the model file differs from the one before, whatever its name.",
+)
 
 
-def history(suites: Sequence[Suite]) -> tuple[Section, ...]:
+def history(results: Sequence[Result]) -> tuple[Section, ...]:
+    """Return the results of a file: latencies over time, and what was found under load."""
+    suites, loaded = _split(results)
+    lead = f"{len(suites):,} result{'s' if len(suites) > 1 else ''}, raw samples kept."
+    return (*([timeline(suites, lead)] if suites else []), *([loads(loaded)] if loaded else []))
+
+
+def timeline(suites: Sequence[Suite], lead: str) -> Section:
     """Return each case as a table of its models over time."""
     found = series(suites)
     titles = dict.fromkeys(each.case for each in found)
     tables = tuple(_table(title, [each for each in found if each.case == title]) for title in titles)
-    notes = (
-        "change: against the result before, by the medians of fresh processes, with its 95 % interval; + is slower.",
-        "Results of unlike environments, or of a machine in another state (by the canary), are not compared.",
-        "changed file: the model file differs from the one before, whatever its name.",
-    )
-    lead = f"{len(suites):,} result{'s' if len(suites) > 1 else ''}, raw samples kept."
-    return (Section(_KEY, "Latency over time", lead, tables, notes),)
+    return Section(HISTORY, "Latency over time", lead, tables, _NOTES)
 
 
-def changes(suites: Sequence[Suite]) -> list[dict[str, object]]:
+def report_history(report: Report) -> Section | None:
+    """Return what the same output held before; None where this is the first."""
+    if len(report.history) < 2:
+        return None
+    lead = f"{len(report.history):,} results made here, of the original and of what shipped, each measured by itself."
+    return timeline(report.history, lead)
+
+
+def changes(results: Sequence[Result]) -> list[dict[str, object]]:
     """Return every result that is slower or faster than the one before, JSON-able."""
     return [
         {"case": each.case, "model": each.model, "taken": point.taken, "verdict": point.verdict, "reason": point.reason}
-        for each in series(suites)
+        for each in series(_split(results)[0])
         for point in each.points
         if point.verdict in ("slower", "faster")
     ]
 
 
-def history_document(name: str, suites: Sequence[Suite]) -> Document:
+def history_document(name: str, results: Sequence[Result]) -> Document:
     """Return the page."""
-    slower = sum(change["verdict"] == "slower" for change in changes(suites))
+    alone, _ = _split(results)
+    slower = sum(change["verdict"] == "slower" for change in changes(results))
+    times = "slower once" if slower == 1 else f"slower {slower} times" if slower else "never slower"
     return Document(
         title=f"History of {name}",
-        status="slower once" if slower == 1 else f"slower {slower} times" if slower else "never slower",
-        meaning="each result against the one before, where both can be compared",
-        verdict=f"From {suites[0].taken} to {suites[-1].taken}.",
+        status=times if alone else "under load",
+        meaning=_AGAINST if alone else "each result by itself",
+        verdict=f"From {results[0].taken} to {results[-1].taken}.",
         reason="",
         headlines=(),
         warnings=(),
-        sections=history(suites),
+        sections=history(results),
     )
 
 
-def history_plots(suites: Sequence[Suite]) -> dict[str, tuple[Plot, ...]]:
-    """Return a plot of each case."""
-    found = series(suites)
+def history_plots(results: Sequence[Result]) -> dict[str, tuple[Plot, ...]]:
+    """Return a plot of each case over time."""
+    found = series(_split(results)[0])
     titles = dict.fromkeys(each.case for each in found)
-    return {_KEY: tuple(_plot(title, [each for each in found if each.case == title]) for title in titles)}
+    return {HISTORY: tuple(_plot(title, [each for each in found if each.case == title]) for title in titles)}
+
+
+def _split(results: Sequence[Result]) -> tuple[list[Suite], list[LoadSuite]]:
+    """Return the results of models that ran alone, and of those under load."""
+    alone = [result for result in results if isinstance(result, Suite)]
+    return alone, [result for result in results if isinstance(result, LoadSuite)]
 
 
 def _table(title: str, found: Sequence[Series]) -> Table:
-    rows = tuple(_row(each.model, point) for each in found for point in each.points)
-    figures = ("p50", "change")
+    judged = any(point.accuracy is not None for each in found for point in each.points)
+    figures = ("p50", "change", *(["accuracy"] if judged else []))
+    rows = tuple(_row(each.model, point, judged) for each in found for point in each.points)
     return Table(columns("model", "taken", *figures, "verdict", "why", numeric=figures), rows, title)
 
 
-def _row(model: str, point: Point) -> Row:
+def _row(model: str, point: Point, judged: bool) -> Row:
     change = ABSENT if point.change is None else text.slower(point.change)
-    return row(model, point.taken, text.duration(point.latency), change, point.verdict, point.reason)
+    accuracy = [_accuracy(point)] if judged else []
+    return row(model, point.taken, text.duration(point.latency), change, *accuracy, point.verdict, point.reason)
+
+
+def _accuracy(point: Point) -> Cell:
+    if point.accuracy is None:
+        return Cell(ABSENT)
+    return replace(text.percent(point.accuracy), note="" if point.metric == "accuracy" else point.metric)
 
 
 def _plot(title: str, found: Sequence[Series]) -> Plot:

@@ -15,6 +15,7 @@ from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement
+from onnx_lathe.benchmarks.suite import Suite
 from onnx_lathe.runtime.difference import GraphDifference
 
 SCHEMA = "onnx-lathe/report/2"
@@ -196,6 +197,7 @@ class Report:
         difference: What the graph that ships differs in from the one that its passes started from; None where the
             original ships.
         rooflines: How near the operators of models that were profiled came to the machine's limits.
+        history: What was found here before and now, the oldest first; fewer than two are no history.
         method: How it was measured, a sentence each, besides what the measurements themselves tell.
         warnings: What the reader must know before relying on a figure.
         command: What makes this report again.
@@ -220,6 +222,7 @@ class Report:
     edits: tuple[AppliedEdit, ...] = ()
     difference: GraphDifference | None = None
     rooflines: tuple[ModelRoofline, ...] = ()
+    history: tuple[Suite, ...] = ()
     method: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     command: str = ""

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from onnx_lathe.benchmarks.report.contents import document
 from onnx_lathe.benchmarks.report.document import Document, Row, Section, Table
+from onnx_lathe.benchmarks.report.history import history_plots
 from onnx_lathe.benchmarks.report.model import Report, Status
 from onnx_lathe.benchmarks.report.plots import Plot, plots
 from onnx_lathe.benchmarks.report.roofline_plot import roofline_plots
@@ -44,7 +45,8 @@ def render_html(report: Report) -> str:
 
     Its tables are complete without scripts; the plots need them, and carry plotly's along (about 5 MB).
     """
-    return render_page(document(report), {**plots(report), "roofline": roofline_plots(report.rooflines)})
+    past = history_plots(report.history) if len(report.history) > 1 else {}
+    return render_page(document(report), {**plots(report), "roofline": roofline_plots(report.rooflines), **past})
 
 
 def render_page(page: Document, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from onnx_lathe.benchmarks.report.model import Report
 from onnx_lathe.benchmarks.report.render import render_html, render_markdown
 from onnx_lathe.converter.compile.explain import Story, explain
+from onnx_lathe.converter.compile.history import remembered
 from onnx_lathe.converter.compile.search import search
 from onnx_lathe.converter.compile.space import default_candidates
 from onnx_lathe.converter.compile.task import Dims, Found, Parts, Task
@@ -121,6 +122,8 @@ def ship(task: Task, found: Found, output: Path, story: Story) -> Compiled:
     winner = found.winner
     model = winner.model if winner and winner.model else task.original
     report = explain(task, found, story)
+    past, doubts = remembered(task, found)
+    report = replace(report, history=past, warnings=(*report.warnings, *doubts))
     rendered = {
         "report.html": render_html(report),
         "report.md": render_markdown(report),

@@ -17,13 +17,13 @@ from onnx_lathe.benchmarks.measure import FINAL, SCREEN, Effort, measure
 from onnx_lathe.benchmarks.peaks import measure_peaks
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
 from onnx_lathe.benchmarks.subject import Subject
-from onnx_lathe.converter.bench import batch_to_time, plain_subject
 from onnx_lathe.converter.compile.certify import Judge
 from onnx_lathe.converter.compile.space import Candidate, unfit
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
 from onnx_lathe.converter.stages import run_stage
+from onnx_lathe.converter.workload import batch_to_time, plain_subject
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied

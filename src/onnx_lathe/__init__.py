@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnx_lathe.converter.doctor import doctor as doctor
     from onnx_lathe.converter.inspect import inspect as inspect
     from onnx_lathe.converter.run import run as run
+    from onnx_lathe.converter.sensitivity import sensitivity as sensitivity
+    from onnx_lathe.converter.workload import Workload as Workload
     from onnx_lathe.runtime.bundle import open_bundle as open_bundle
     from onnx_lathe.runtime.errors import LatheError as LatheError
     from onnx_lathe.runtime.samples import Samples as Samples
@@ -38,6 +40,7 @@ _HOMES = {
     "LatheError": "runtime.errors",
     "Samples": "runtime.samples",
     "Session": "runtime.session",
+    "Workload": "converter.workload",
     "apply": "converter.apply",
     "attribute": "converter.attribute",
     "bench": "converter.bench",
@@ -54,6 +57,7 @@ _HOMES = {
     "measure": "benchmarks.measure",
     "open_bundle": "runtime.bundle",
     "run": "converter.run",
+    "sensitivity": "converter.sensitivity",
     "serve": "runtime.serve.serve",
     "sign": "runtime.signing",
     "train": "converter.convert",

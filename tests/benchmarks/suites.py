@@ -1,4 +1,4 @@
-"""Results of ``lathe bench`` made by hand."""
+"""Results of ``lathe bench`` made by hand, alone and under load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from onnx_lathe.benchmarks.limits import ModelRoofline, OperatorShare
+from onnx_lathe.benchmarks.load_suite import LoadCase, LoadResult, LoadSuite
+from onnx_lathe.benchmarks.load_verdict import compare_loads
+from onnx_lathe.benchmarks.queueing import LatencyBound, Responses, Run, respond
 from onnx_lathe.benchmarks.result import Interval, Measurement, Timing
+from onnx_lathe.benchmarks.scenarios import MaxRate, OfflineResult, ServerResult, Throughput, Traffic
 from onnx_lathe.benchmarks.suite import BenchedModel, Case, Conditions, Suite
 from onnx_lathe.benchmarks.verdict import compare
 
@@ -51,3 +55,42 @@ def suite(
 def rebuilt(result: Suite) -> Suite:
     """The same result of another file under the same name."""
     return replace(result, models=tuple(replace(model, sha256="1" * 64) for model in result.models))
+
+
+def offline(ratio: float = 0.5) -> OfflineResult:
+    """B takes ``ratio`` of A's time; A's processes scatter by 2 %."""
+    scatter = (0.99, 1.0, 1.01, 0.995, 1.005)
+    a = tuple(((100, 0.1 * part), (100, 0.1)) * 2 for part in scatter)
+    b = tuple(((100, 0.1 * ratio),) * 4 for _ in scatter)
+    subjects = tuple(
+        Throughput(name, blocks, Interval(1e4, 9e3, 1.1e4), 1 << 26, 0.05) for name, blocks in (("a", a), ("b", b))
+    )
+    comparisons = compare([subject.timing() for subject in subjects], STEADY)
+    return OfflineResult(2, 8, subjects, comparisons, STEADY, MACHINE)
+
+
+def server() -> ServerResult:
+    """B takes half of A's time under the same arrivals, which neither queues for."""
+    subjects = (_responses("a", 0.002), _responses("b", 0.001))
+    return ServerResult(10.0, Traffic(), subjects, compare_loads(subjects, STEADY), STEADY, MACHINE)
+
+
+def _responses(name: str, seconds: float) -> Responses:
+    schedules = [tuple(0.1 * query + 0.001 * run for query in range(200)) for run in range(6)]
+    runs = [
+        Run(arrivals, arrivals, tuple(arrival + seconds for arrival in arrivals), (), 1 << 26, 0.05)
+        for arrivals in schedules
+        for _ in range(2)
+    ]
+    return respond(name, runs, 1, bound=LatencyBound(0.1))
+
+
+def highest_rates() -> tuple[MaxRate, ...]:
+    """No rate keeps the bound."""
+    return (MaxRate(None, 5.0, offline(), (server(),)),)
+
+
+def under(taken: str, *results: LoadResult) -> LoadSuite:
+    """A result under load with a case for each of ``results``."""
+    cases = tuple(LoadCase(Conditions({"batch": 8}, 1, "cpu"), result) for result in results)
+    return LoadSuite(taken, "server", tuple(BenchedModel(name, "0" * 64, 1000) for name in "ab"), cases)

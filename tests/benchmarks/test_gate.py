@@ -1,8 +1,10 @@
 """The gate of a baseline: what passes, what does not, and what cannot be told."""
 
+from dataclasses import replace
+
 import pytest
 
-from onnx_lathe.benchmarks.gate import gate_measured, gate_recorded
+from onnx_lathe.benchmarks.gate import check_covers, gate_measured, gate_recorded
 from onnx_lathe.benchmarks.stats import shift
 from onnx_lathe.runtime.errors import InputError
 from tests.benchmarks.suites import MACHINE, roofline, suite
@@ -74,6 +76,16 @@ def test_a_baseline_without_the_model_or_the_case_is_refused():
         gate_recorded(suite(THEN, {"x": 0.001, "y": 0.001}), suite(NOW, {"m": 0.001}), 0.05)
     with pytest.raises(InputError, match="got cases batch 8, 1 thread, cpu, expected batch 8, 2 threads, cpu"):
         gate_recorded(suite(THEN, {"m": 0.001}), suite(NOW, {"m": 0.001}, threads=2), 0.05)
+
+
+def test_what_a_baseline_lacks_is_known_before_anything_is_measured():
+    baseline = suite(THEN, {"m": 0.001, "n": 0.002})
+    conditions = baseline.cases[0].conditions
+    check_covers(baseline, ["m"], [conditions])
+    with pytest.raises(InputError, match="got results of m, n, expected also of x"):
+        check_covers(baseline, ["x"], [conditions])
+    with pytest.raises(InputError, match="got cases batch 8, 1 thread, cpu, expected batch 2, 1 thread, cpu"):
+        check_covers(baseline, ["m"], [conditions, replace(conditions, dims={"batch": 2})])
 
 
 def test_a_single_model_may_have_been_renamed():

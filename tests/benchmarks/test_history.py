@@ -1,5 +1,6 @@
 """A history: appended, read, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from onnx_lathe.benchmarks import history
 from onnx_lathe.benchmarks.report.history import changes, history_document, history_plots
 from onnx_lathe.benchmarks.report.history import history as sections
 from onnx_lathe.benchmarks.report.render import render_page
+from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.runtime.errors import InputError
 from tests.benchmarks.suites import MACHINE, rebuilt, suite
 
@@ -76,3 +78,26 @@ def test_the_page_tells_the_changes_and_draws_a_line_for_each_model():
     assert figure["data"][0]["y"] == pytest.approx([1.0, 1.5, 2.0])
     rows = sections(results)[0].tables[0].rows
     assert [row.cells[3].value for row in rows][:3] == ["—", "+50.0 %", "+33.3 %"]
+
+
+def test_medians_of_processes_are_all_that_a_history_needs():
+    before, now = suite(DAYS[0], {"m": 0.001}), suite(DAYS[1], {"m": 0.0012})
+    small = [
+        replace(result, cases=(replace(case, measurement=history.medians_only(case.measurement)),))
+        for result in (before, now)
+        for case in result.cases
+    ]
+    assert history.series(small) == history.series([before, now])
+    assert {len(process) for process in small[0].cases[0].measurement.timings[0].blocks} == {1}
+
+
+def test_accuracy_stands_beside_the_latency_where_it_was_judged():
+    plain = suite(DAYS[0], {"m": 0.001, "n": 0.001})
+    m, n = plain.models
+    judged = replace(plain, models=(replace(m, accuracy=Interval(0.9, 0.8, 0.95), metric="f1_macro"), n))
+    assert [column.name for column in sections([plain])[0].tables[0].columns] == [
+        *("model", "taken", "p50", "change", "verdict", "why")
+    ]
+    table = sections([judged])[0].tables[0]
+    assert [column.name for column in table.columns][3:5] == ["change", "accuracy"]
+    assert [row.cells[4].text for row in table.rows] == ["90.0 % [80.0, 95.0] (f1_macro)", "—"]

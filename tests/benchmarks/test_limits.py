@@ -208,6 +208,13 @@ def test_weights_of_8_bits_have_the_peak_of_integers(operator: OperatorTime, sec
     assert (found.limit_seconds, found.integers) == (pytest.approx(seconds), integers)
 
 
+@pytest.mark.parametrize(("level", "seconds", "integers"), [(4, 0.25, True), (0, 1.0, False), (1, 1.0, False)])
+def test_packed_weights_have_the_peak_of_what_the_node_computes_in(level: int, seconds: float, integers: bool) -> None:
+    product = ran("MatMulNBits", "float32[1000,1024] uint8[1000,32,16] float32[32000]", "float32[1000,1000]")
+    found = limit(replace(product, accuracy_level=level))
+    assert (found.limit_seconds, found.integers) == (pytest.approx(1.024 * seconds), integers)
+
+
 def test_less_moves_no_slower_than_more() -> None:
     probed = replace(PEAKS, bandwidths={MIB: 1e9, 16 * MIB: 2e9, 64 * MIB: 5e8})
     small, large = add(MIB // 12), add(64 * MIB)

@@ -152,3 +152,15 @@ def test_peaks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.fork_seconds >= 0
     with pytest.raises(InputError, match="threads: got 0"):
         measure_peaks(0)
+
+
+@pytest.mark.parametrize(("probe", "work"), [(105e-6, 100e-6), (8e-6, 4e-6)])
+def test_a_rate_is_without_what_a_call_costs(probe: float, work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def best(path: Path, text: str, threads: int) -> float:
+        return probe if "Sqrt" not in text else 5e-6 if "t1 =" not in text else 5e-6 + 64 * 1e-7
+
+    monkeypatch.setattr(measured, "_best", best)
+    found = measure_peaks(1)
+    assert found.rate("float32") == pytest.approx(128 * 768 * 768 / work)
+    assert found.bandwidth(2**20) == pytest.approx(2**20 / work)
+    assert (found.node_seconds, found.call_seconds) == (pytest.approx(1e-7), pytest.approx(4.9e-6))

@@ -1,9 +1,8 @@
 """Offline and server: raw times in, figures and refusals out; the chain through workers. No timing is asserted."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import psutil
@@ -146,7 +145,6 @@ def test_offline_holds_every_block_of_every_subject():
         assert each.peak_memory > 0
     assert [(each.name, each.against) for each in found.comparisons] == [("b", "a")]
     assert len(found.canary) == 13
-    assert json.loads(found.to_json())["schema"] == "onnx-lathe/offline/1"
 
 
 @on_path
@@ -154,13 +152,12 @@ def test_server_subjects_meet_the_same_arrivals_and_each_run_others():
     found = measure_server([sleeper("a"), sleeper("b")], 200.0, FEW, LatencyBound(0.5, 0.5))
     a, b = found.subjects
     assert [run.arrivals for run in a.runs] == [run.arrivals for run in b.runs]
-    assert a.runs[0].arrivals != a.runs[1].arrivals
+    # There and back under each schedule.
+    assert a.runs[0].arrivals == a.runs[1].arrivals != a.runs[2].arrivals == a.runs[3].arrivals
     assert all(latency >= 0.001 for run in (*a.runs, *b.runs) for latency in run.latencies)
-    assert len(found.canary) == 4
+    assert len(found.canary) == 8
     assert found.environment["threads"] >= 1
-    content = json.loads(found.to_json())
-    assert content["schema"] == "onnx-lathe/server/1"
-    assert content["traffic"]["queries"] == 20
+    assert found.comparisons == ()
 
 
 @on_path
@@ -201,11 +198,15 @@ def test_other_values_out_of_range_are_refused():
 
 
 class Simulated:
-    """A worker whose subject takes exactly its ``seconds``."""
+    """A worker whose subject takes exactly its ``seconds``; all write down what is asked of them."""
+
+    asked: ClassVar[list[str]] = []
 
     def __init__(self, subject: Subject, timeout: float) -> None:
         del timeout
+        self._name = subject.name
         self._seconds = float(subject.arguments["seconds"])
+        self.asked.append(f"start {self._name}")
 
     def __enter__(self) -> Self:
         return self
@@ -214,9 +215,11 @@ class Simulated:
         pass
 
     def prepare(self) -> float:
+        self.asked.append(f"prepare {self._name}")
         return 0.1
 
     def warm_up(self) -> float:
+        self.asked.append(f"warm up {self._name}")
         return self._seconds
 
     def peak_memory(self) -> int:
@@ -237,6 +240,7 @@ class Simulated:
 @pytest.fixture
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenarios, "Worker", Simulated)
+    monkeypatch.setattr(Simulated, "asked", [])
     monkeypatch.setattr(scenarios.canary, "sing", lambda: 0.01)
 
 
@@ -246,6 +250,24 @@ def test_twice_the_streams_have_twice_the_throughput_and_half_the_time_is_twice_
     assert [each.throughput.value for each in found.subjects] == pytest.approx([600.0, 1200.0])
     assert found.comparisons[0].speed.value == pytest.approx(2.0)
     assert found.comparisons[0].verdict == "faster"
+
+
+@pytest.mark.usefixtures("_simulated")
+def test_offline_sessions_start_one_after_the_other():
+    measure_offline([sleeper("a", 0.01), sleeper("b", 0.005)], QUICK)
+    assert Simulated.asked == ["start a", "prepare a", "start b", "prepare b", "warm up a", "warm up b"]
+
+
+@pytest.mark.usefixtures("_simulated")
+def test_server_subjects_take_turns_there_and_back_and_are_compared():
+    found = measure_server([sleeper("a", 0.01), sleeper("b", 0.005)], 50.0, Traffic(queries=70, runs=6))
+    started = [line.removeprefix("start ") for line in Simulated.asked if line.startswith("start")]
+    assert "".join(started) == "abbabaab" * 3
+    assert [(each.name, each.quantile, each.verdict) for each in found.comparisons] == [
+        ("b", 0.5, "faster"),
+        ("b", 0.9, "faster"),
+    ]
+    assert measure_server([sleeper("a", 0.01)], 50.0, Traffic(queries=70, runs=6)).comparisons == ()
 
 
 @pytest.mark.usefixtures("_simulated")

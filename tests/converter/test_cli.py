@@ -91,7 +91,16 @@ def test_apply_writes_the_model_and_tells_the_oracle(
         ),
         (["bench", "MODEL", "--dims", "bacth=2"], "Did you mean 'batch'?"),
         (["bench", "MODEL", "--scenario", "server"], "--rate: got no rate and no bound of the latency, expected one"),
-        (["bench", "MODEL", "--scenario", "offline", "--append", "h"], "--append goes with --scenario single-stream"),
+        (["bench", "MODEL", "--scenario", "offline", "--against", "MODEL"], "--against goes with --scenario single-st"),
+        (
+            ["bench", "MODEL", "--scenario", "offline", "--rate", "9"],
+            "--rate goes with --scenario server, not with off",
+        ),
+        (["bench", "MODEL", "--latency-bound", "9"], "--latency-bound goes with --scenario server, not with single"),
+        (
+            ["bench", "MODEL", "--scenario", "offline", "-o", "MODEL"],
+            "a file that is there already, expected a new one",
+        ),
         (["report", "missing.jsonl"], "missing.jsonl: got No such file or directory, expected results as"),
         (["compile", "MODEL", "-o", "OUT", "--data", "missing.npz"], "missing.npz"),
         (["inspekt", "MODEL"], "inspekt"),
@@ -203,12 +212,24 @@ def test_bench_keeps_a_result_holds_it_against_a_baseline_and_reports_its_histor
 
 
 @pytest.mark.parametrize("options", [("offline",), ("server", "--rate", "200")])
-def test_bench_measures_under_load(
-    capsys: pytest.CaptureFixture[str], model: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+def test_bench_measures_and_keeps_what_it_finds_under_load(
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench, "FINAL", replace(bench.FINAL, processes=1, rounds=6, block_seconds=0.005))
     monkeypatch.setattr(bench, "Traffic", partial(bench.Traffic, queries=20, runs=2))
-    status, result, told = lathe(capsys, "bench", model, "--threads", "1", "--scenario", *options)
+    kept, page = tmp_path / "kept.json", tmp_path / "kept.html"
+    load = ("--threads", "1", "--scenario", *options)
+    status, result, told = lathe(capsys, "bench", model, *load, "-o", kept, "--append", tmp_path / "h.jsonl")
     assert (status, result["scenario"]) == (0, options[0])
     assert result["cases"][0]["result"]["subjects"][0]["name"] == str(model)
     assert options[0] in told
+    assert json.loads(kept.read_text())["schema"] == "onnx-lathe/load/1"
+    assert (tmp_path / "h.jsonl").read_bytes() == kept.read_bytes()
+    status, result, told = lathe(capsys, "report", kept, "-o", page)
+    assert (status, result["results"]) == (0, 1)
+    assert options[0] in told
+    assert "Under load" in page.read_text()

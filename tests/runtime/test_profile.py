@@ -3,11 +3,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from onnx_lathe.runtime.errors import InputError, ModelFileError, TensorError
 from onnx_lathe.runtime.profile import Operand, OperatorTime, optimized_operators, profile
-from tests.graphs import LINEAR, build, save, write
+from tests.graphs import HEADER, LINEAR, build, save, write
 
 X = {"x": np.ones((2, 4), np.float32)}
 
@@ -152,3 +154,32 @@ def test_executions_that_differ_have_bytes_and_no_shapes(tmp_path: Path) -> None
     assert (same.read_bytes, same.written_bytes) == (3 * 8, 3 * 8)
     assert (longer.inputs, longer.outputs) == (None, None)
     assert (longer.read_bytes, longer.written_bytes) == (8 * (2 + 3 + 4), 8 * (2 + 3 + 4))
+
+
+NBITS = """
+g (float[1, 64] x) => (float[1, 8] y) <uint8[8, 2, 16] w, float[16] s> {{
+  [packed] y = com.microsoft.MatMulNBits <K = 64, N = 8, bits = 4, block_size = 32{level}> (x, w, s)
+}}
+"""
+
+
+@pytest.mark.parametrize(("spelled", "level"), [(", accuracy_level = 4", 4), (", accuracy_level = 1", 1), ("", 0)])
+def test_packed_weights_tell_what_they_are_computed_in(spelled: str, level: int, tmp_path: Path) -> None:
+    path = save(build(f"{HEADER}\n{NBITS.format(level=spelled)}"), tmp_path / "m.onnx")
+    times = profile(path, {"x": np.ones((1, 64), np.float32)}, runs=1)
+    assert only(times, "MatMulNBits").accuracy_level == level
+
+
+def test_what_is_fused_to_packed_weights_is_computed_in_int8(tmp_path: Path) -> None:
+    text = """
+        g (float[1, 64] x) => (float[1, 32] y) <int4[64, 32] q, float[2, 32] s> {
+          w = DequantizeLinear <axis = 0, block_size = 32> (q, s)
+          y = MatMul (x, w)
+        }
+    """
+    levels = onnx.helper.make_tensor("q", onnx.TensorProto.INT4, [64, 32], np.ones(64 * 32, np.int8))
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {text}')
+    del model.graph.value_info[:]
+    model.graph.initializer.extend([levels, onnx.numpy_helper.from_array(np.ones((2, 32), np.float32), "s")])
+    times = profile(save(model, tmp_path / "m.onnx"), {"x": np.ones((1, 64), np.float32)}, runs=1)
+    assert [(time.op_type, time.accuracy_level) for time in times] == [("MatMulNBits", 4)]

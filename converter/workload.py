@@ -1,0 +1,70 @@
+"""What models are measured on: their inputs, and how their sessions run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_lathe.benchmarks.subject import Subject
+from onnx_lathe.benchmarks.suite import Conditions
+from onnx_lathe.converter.data.files import load_samples
+from onnx_lathe.runtime import loading, providers, tensors
+from onnx_lathe.runtime.samples import Feeds, Samples
+
+Dims = Mapping[str, int]
+"""Sizes of symbolic dimensions, such as ``{"batch": 8, "seq": 128}``."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What models are measured on: each shape with each number of threads is a case.
+
+    Attributes:
+        dims: The shapes; one default shape where there are none.
+        data: Samples to run instead of random values; then only a batch size is taken from ``dims``.
+        provider: Where the models run.
+        threads: Numbers of threads of a session; all allowed cores where there are none.
+    """
+
+    dims: Sequence[Dims] = ()
+    data: Path | Samples | None = None
+    provider: str = "cpu"
+    threads: Sequence[int] = ()
+
+    @contextmanager
+    def cases(self, model: Path) -> Generator[list[tuple[Conditions, Path]]]:
+        """Give every case, and the file of the inputs to run, made for ``model``; the files are there for the block.
+
+        Raises:
+            ProviderError: The provider is not there.
+            TensorError: The inputs cannot have these shapes.
+            SamplesError: The data is empty, ragged or does not fit the model.
+        """
+        providers.resolve(self.provider)
+        samples = load_samples(self.data) if isinstance(self.data, Path) else self.data
+        specs = tensors.input_specs(loading.read_graph(model), str(model))
+        counts = dict.fromkeys(self.threads or [providers.default_threads()])
+        with tempfile.TemporaryDirectory(prefix="lathe-bench-") as folder:
+            found: list[tuple[Conditions, Path]] = []
+            for number, shape in enumerate(self.dims or [{}]):
+                feeds = Path(folder) / f"feeds-{number}.npz"
+                sizes = shape if samples is not None else tensors.bind_dims(specs, shape, batch=1)
+                tensors.save_npz(feeds, batch_to_time(model, samples, sizes))
+                found += [(Conditions(sizes, count, self.provider), feeds) for count in counts]
+            yield found
+
+
+def batch_to_time(model: Path, samples: Samples | None, dims: Dims) -> Feeds:
+    """Return one batch: samples where no more than the batch size is asked for, else random values of the shape."""
+    if samples is not None and len(dims) <= 1:
+        return tensors.first_batch(model, samples, next(iter(dims.values()), 1))
+    return tensors.random_feeds(model, dims)
+
+
+def plain_subject(name: str, model: Path, feeds: Path, provider: str, threads: int | None) -> Subject:
+    """Return how to start a model in a plain onnxruntime session."""
+    arguments = {"model": str(model), "feeds": str(feeds), "provider": provider, "threads": threads}
+    return Subject(name, "onnx_lathe.runtime.session:start_plain", arguments)
