@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from onnx_lathe.converter.launch import Led, alone
+from onnx_lathe.runtime import loading
 from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import BundleError
 from onnx_lathe.runtime.extras import installed_version
@@ -88,6 +89,11 @@ def locked(folder: Path) -> Generator[None]:
 def work_folder(output: Path) -> Path:
     """Return where the stages of a bundle keep their results: beside it, so that it can be removed alone."""
     return output.parent / ".work" / output.name
+
+
+def model_digest(model: Path) -> str:
+    """Return a digest of a model's graph and of the weights beside it."""
+    return ":".join(file_digest(path) for path in (model, *loading.external_files(model)))
 
 
 def run_stage(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,6 +32,45 @@ def tap(model: ir.Model, names: Sequence[str], samples: Samples, batch: int = 16
     Raises:
         SamplesError: ``samples`` lack an input of the graph or do not fit it.
     """
+    return _run(model, names, feeds_of(model, samples, batch), samples.source)
+
+
+def sizes(model: ir.Model, names: Sequence[str], samples: Samples) -> dict[str, int]:
+    """Return how many bytes each value called ``names`` takes in a run of one sample (or of one batch that is fixed).
+
+    The sample is the first of those with the most elements. The values themselves leave the run nowhere: only their
+    shapes do.
+
+    Raises:
+        SamplesError: As of `tap`.
+    """
+    runs = feeds_of(model, samples, 1)
+    feeds = max(runs, key=lambda feeds: sum(array.size for array in feeds.values()))
+    inner = [name for name in names if name not in feeds]
+    found = {name: feeds[name].nbytes for name in names if name in feeds}
+    if inner:
+        measured = expose(model, inner)
+        values = list(measured.graph.outputs)
+        nodes = [ir.node("Shape", [value]) for value in values]
+        measured.graph.extend(nodes)
+        for number, node in enumerate(nodes):
+            node.outputs[0].name = f"lathe_shape_{number}"
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        measured.graph.outputs[:] = [node.outputs[0] for node in nodes]
+        with _session(measured) as session:
+            shapes = _results(session, feeds, samples.source)
+        for name, value, node in zip(inner, values, nodes, strict=True):
+            item = (value.dtype or ir.DataType.FLOAT).itemsize
+            found[name] = int(item * math.prod(int(dim) for dim in shapes[node.outputs[0].name or ""]))
+    return {name: found[name] for name in names}
+
+
+def feeds_of(model: ir.Model, samples: Samples, batch: int) -> Iterator[Feeds]:
+    """Return the runs that `tap` makes: an array for each input, at most ``batch`` samples, or as many as are fixed.
+
+    Raises:
+        SamplesError: ``samples`` lack an input of the graph, or make no batch that is fixed.
+    """
     inputs = tuple(value.name or "" for value in model.graph.inputs if not value.is_initializer())
     if missing := [name for name in inputs if name not in samples.names]:
         raise SamplesError(
@@ -46,30 +87,25 @@ def tap(model: ir.Model, names: Sequence[str], samples: Samples, batch: int = 16
             expected=f"at least {fixed}: the model's batch is fixed",
             mend="Give more samples, or export the model with a dynamic batch.",
         )
-    return _run(model, names, inputs, samples, batch, fixed)
+    runs = ({name: arrays[name] for name in inputs} for arrays in samples.iter_batches(fixed or batch))
+    return (feeds for feeds in runs if fixed is None or len(feeds[inputs[0]]) == fixed)
 
 
-def _run(
-    model: ir.Model,
-    names: Sequence[str],
-    inputs: Sequence[str],
-    samples: Samples,
-    batch: int,
-    fixed: int | None,
-) -> Iterator[dict[str, Array]]:
+def _run(model: ir.Model, names: Sequence[str], runs: Iterator[Feeds], source: str) -> Iterator[dict[str, Array]]:
+    inputs = {value.name for value in model.graph.inputs if not value.is_initializer()}
     inner = [name for name in names if name not in inputs]
-    with tempfile.TemporaryDirectory(prefix="lathe-taps-") as folder:
-        session = None
-        if inner:
-            target = Path(folder) / "model.onnx"
-            files.save(expose(model, inner), target)
-            session = Session(target)
-        for arrays in samples.iter_batches(fixed or batch):
-            feeds: Feeds = {name: arrays[name] for name in inputs}
-            if fixed is not None and len(feeds[inputs[0]]) < fixed:
-                continue
-            values = dict(feeds) if session is None else {**feeds, **_results(session, feeds, samples.source)}
+    with _session(expose(model, inner)) if inner else nullcontext() as session:
+        for feeds in runs:
+            values = dict(feeds) if session is None else {**feeds, **_results(session, feeds, source)}
             yield {name: values[name] for name in names}
+
+
+@contextmanager
+def _session(model: ir.Model) -> Generator[Session]:
+    with tempfile.TemporaryDirectory(prefix="lathe-taps-") as folder:
+        target = Path(folder) / "model.onnx"
+        files.save(model, target)
+        yield Session(target)
 
 
 def _results(session: Session, feeds: Feeds, source: str) -> dict[str, Array]:

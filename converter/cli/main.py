@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from onnx_lathe.converter import launch
-from onnx_lathe.converter.cli import judging, models, recipes, shipping, timing
+from onnx_lathe.converter.cli import judging, models, recipes, sensitivity, shipping, timing
 from onnx_lathe.converter.cli.shared import emit
 from onnx_lathe.converter.progress import console
 from onnx_lathe.runtime.errors import InputError, LatheError
@@ -37,6 +37,7 @@ for verb in (
     *(recipes.convert, recipes.train, recipes.distill, recipes.export),
     *(models.compile_, models.apply, models.passes),
     *(judging.inspect, judging.run, judging.compare, judging.attribute, judging.doctor),
+    sensitivity.sensitivity,
     *(timing.bench, timing.report),
     *(shipping.serve, shipping.deploy),
     *(shipping.sign, shipping.verify, shipping.encrypt, shipping.decrypt),

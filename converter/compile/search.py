@@ -18,17 +18,17 @@ from onnx_lathe.benchmarks.peaks import measure_peaks
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.certify import Judge
+from onnx_lathe.converter.compile.mixed import mixed_candidates
 from onnx_lathe.converter.compile.space import Candidate, unfit
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
-from onnx_lathe.converter.stages import run_stage
+from onnx_lathe.converter.stages import model_digest, run_stage
 from onnx_lathe.converter.workload import batch_to_time, plain_subject
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
-from onnx_lathe.runtime import loading, tensors
-from onnx_lathe.runtime.bundle import file_digest
+from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import OracleError, UnsupportedModelError
 
 _PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")
@@ -52,11 +52,6 @@ def search(task: Task, progress: Progress) -> Found:
     reason = _praise(task, winner, measurements, certificates) if winner else (refusal or "No candidate was left.")
     rooflines = _rooflines(task, leader, progress)
     return Found(winner, leader, reason, tried, metric, certificates, measurements, evaluation, rooflines)
-
-
-def model_digest(model: Path) -> str:
-    """Return a digest of a model's graph and of the weights beside it."""
-    return ":".join(file_digest(path) for path in (model, *loading.external_files(model)))
 
 
 def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
@@ -101,9 +96,16 @@ def _without_twins(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def _judge_on_select(task: Task, tried: Sequence[Tried], progress: Progress) -> tuple[list[Tried], str | None]:
+    """Refuse what loses too much, and add mixed forms where all of a kind do."""
     if task.parts is None:
         return list(tried), None
     judge = Judge(task.original, task.parts.select, task.metric, task.max_drop, task.provider, task.threads)
+    judged = _judge_each(task, tried, judge, progress)
+    mixed = [_build(task, candidate, progress) for candidate in mixed_candidates(task, judged, judge, progress)]
+    return judged + _judge_each(task, mixed, judge, progress), judge.metric
+
+
+def _judge_each(task: Task, tried: Sequence[Tried], judge: Judge, progress: Progress) -> list[Tried]:
     judged: list[Tried] = []
     for number, item in enumerate(tried):
         if item.refusal is not None or item.model is None:
@@ -118,7 +120,7 @@ def _judge_on_select(task: Task, tried: Sequence[Tried], progress: Progress) -> 
                 f"{100 * task.max_drop:g} are allowed."
             )
         judged.append(replace(item, certificate=certificate, refusal=refusal))
-    return judged, judge.metric
+    return judged
 
 
 def _screen(task: Task, tried: Sequence[Tried], progress: Progress) -> list[Tried]:

@@ -31,15 +31,16 @@ EXACT_FORMS = ("cleanup", "cleanup,keep-skip-apart")
 
 DATA_FREE_FORMS = (
     "cleanup,quantize-dynamic",
-    "cleanup,quantize-dynamic{operators=MatMul|Gemm}",
-    "cleanup,keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm}",
+    "cleanup,quantize-dynamic{operators=MatMul|Gemm|Gather}",
+    "cleanup,keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm|Gather}",
 )
 """Forms that need data to be judged, but none to be made."""
 
 CALIBRATED_FORMS = (
     "cleanup,quantize-static",
     "cleanup,quantize-static{ranges=mse}",
-    "cleanup,keep-skip-apart,quantize-static",
+    "cleanup,keep-skip-apart,quantize-static{ranges=percentile}",
+    "cleanup,smooth{alpha=search},keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm|Gather}",
 )
 """Forms that are made from calibration data."""
 

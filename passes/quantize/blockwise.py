@@ -23,7 +23,7 @@ BlockBits = Literal[4, 8]
 Floats = NDArray[np.float32]
 Grid = tuple[Floats, Floats]
 """Scales and zero points. Zero points are whole numbers: onnxruntime multiplies by others only after it has made the
-weight real again on every run (measured: 90 times as long at 4 bits; at 8 bits it refuses)."""
+weight real again on every run (measured: 80 times as long at 4 bits; at 8 bits it refuses)."""
 
 _ROUNDS = 20
 _NORM = 0.7

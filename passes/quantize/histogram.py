@@ -33,8 +33,9 @@ class Extremes:
         """The least and the largest value; None before the first."""
         return None if self.low > self.high else (self.low, self.high)
 
-    def update(self, values: Array) -> bool:
+    def update(self, values: Array, part: Array | None = None) -> bool:
         """Take in ``values``, floats of any shape; False, and nothing is taken in, where one is not finite."""
+        del part
         if values.size == 0:
             return True
         # Both are NaN where a value is.
@@ -70,13 +71,18 @@ class Histogram(Extremes):
         """Return the middle of each bin."""
         return (np.arange(-BINS_A_SIDE, BINS_A_SIDE, dtype=np.float64) + 0.5) * self.width
 
-    def update(self, values: Array) -> bool:
-        """Count ``values``, floats of any shape; False, and none is counted, where one is not finite."""
+    def update(self, values: Array, part: Array | None = None) -> bool:
+        """Count ``values``, floats of any shape; False, and none is counted, where one is not finite.
+
+        Args:
+            values: The values, of which the least and the largest are taken.
+            part: Those of them that are counted; None for all.
+        """
         if not super().update(values):
             return False
         if values.size:
             self._widen(max(-self.low, self.high, 0.0))
-            flat = values.reshape(-1)
+            flat = (values if part is None else part).reshape(-1)
             for start in range(0, flat.size, _CHUNK):
                 self._count(flat[start : start + _CHUNK])
         return True
@@ -89,8 +95,9 @@ class Histogram(Extremes):
         exact = chunk.dtype == np.float32 and -127 <= self._exponent <= 0
         dtype = np.float32 if exact else np.float64
         scaled = np.multiply(chunk, dtype(math.ldexp(1.0, -self._exponent)), dtype=dtype)
-        np.floor(scaled, out=scaled)
-        # By way of int32, to which processors convert floats several at a time.
+        if self.low < 0.0:
+            np.floor(scaled, out=scaled)
+        # The conversion cuts off fractions; by way of int32, to which processors convert floats several at a time.
         index = scaled.astype(np.int32).astype(np.intp)
         index += BINS_A_SIDE
         np.add.at(self.counts, index, _ONE)

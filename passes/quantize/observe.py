@@ -18,6 +18,8 @@ BATCH = 8
 """The most samples in one calibration run."""
 MEMORY = 512
 """Megabytes (10^6 bytes) that the observed values of one run may take, where nothing else is asked."""
+COUNTED = 2**23
+"""About how many elements of a value are counted in all, evenly over the samples: more tell nothing new."""
 _COPIES = 2
 """How often a value is in memory: onnxruntime copies what it returns."""
 
@@ -36,6 +38,9 @@ progress: ContextVar[Progress] = ContextVar("progress", default=_silent)
 def observe(model: ir.Model, seen: Mapping[str, Extremes], samples: Samples, *, memory: int = MEMORY) -> None:
     """Take what values are as ``model`` runs on ``samples`` into ``seen``.
 
+    The ends are those of all values. Of a value with more than `COUNTED` elements in all, every k-th element of each
+    sample is counted. Neither depends on how the samples are cut into batches.
+
     Args:
         model: The graph.
         seen: What to keep of each value of the main graph, by its name: a `Histogram`, or where the least and the
@@ -49,13 +54,16 @@ def observe(model: ir.Model, seen: Mapping[str, Extremes], samples: Samples, *, 
     """
     nbytes = {name: _COPIES * size for name, size in sizes(model, list(seen), samples).items()}
     batch, groups = schedule(nbytes, memory * 10**6)
-    total = len(groups) * sum(1 for _ in feeds_of(model, samples, batch))
-    report = progress.get()
-    runs = ((number, values) for group in groups for number, values in enumerate(tap(model, group, samples, batch)))
+    counts = [len(next(iter(feeds.values()))) for feeds in feeds_of(model, samples, batch)]
+    enough = max(1, COUNTED // len(samples))
+    report, done = progress.get(), 0
     with ThreadPoolExecutor(providers.default_threads()) as pool:
-        for done, (number, values) in enumerate(runs, 1):
-            _take_in(pool, seen, values, f"batch {number} of {batch} samples", samples.source)
-            report(done, total, "observe values")
+        for group in groups:
+            for number, values in enumerate(tap(model, group, samples, batch)):
+                parts = {name: _part(array, counts[number], enough) for name, array in values.items()}
+                _take_in(pool, seen, values, parts, f"{samples.source}, batch {number} of {batch} samples")
+                done += 1
+                report(done, len(groups) * len(counts), "observe values")
 
 
 def schedule(nbytes: Mapping[str, int], budget: int) -> tuple[int, list[list[str]]]:
@@ -79,15 +87,28 @@ def schedule(nbytes: Mapping[str, int], budget: int) -> tuple[int, list[list[str
     return 1, groups
 
 
-def _take_in(pool: Executor, seen: Mapping[str, Extremes], values: Mapping[str, Array], run: str, source: str) -> None:
+def _part(array: Array, samples: int, enough: int) -> Array:
+    """Return every k-th element of each sample, so that about ``enough`` are left, whatever the batch.
+
+    The step is odd: along rows of an even length it meets every column. What is not arranged by samples is left whole.
+    """
+    step = array.size // (samples * enough) | 1
+    if step == 1 or array.shape[:1] != (samples,):
+        return array
+    return array.reshape(samples, -1)[:, ::step]
+
+
+def _take_in(
+    pool: Executor, seen: Mapping[str, Extremes], values: Mapping[str, Array], parts: Mapping[str, Array], run: str
+) -> None:
     def update(name: str) -> bool:
-        return seen[name].update(values[name])
+        return seen[name].update(values[name], parts[name])
 
     for name, finite in zip(values, pool.map(update, values), strict=True):
         if not finite:
             raise SamplesError(
-                f"{source}: value {name!r}",
-                got=f"NaN or infinity as the network runs on {run}",
+                f"{run}: value {name!r}",
+                got="NaN or infinity as the network runs",
                 expected="finite values",
                 mend="Check that the samples are prepared as in training and that the float model is sound.",
             )

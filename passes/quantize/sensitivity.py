@@ -28,6 +28,7 @@ from onnx_lathe.passes.taps import feeds_of
 from onnx_lathe.runtime.errors import PassSpecError, UnsupportedModelError
 from onnx_lathe.runtime.samples import Array, Samples
 from onnx_lathe.runtime.session import Session
+from onnx_lathe.runtime.staged import staged
 
 SAMPLES = 128
 """Samples that each layer is judged on, where nothing else is asked."""
@@ -162,12 +163,8 @@ class _Trial:
     def __init__(self, source: Path, samples: Samples, folder: Path, threads: int | None) -> None:
         self._samples, self._folder, self._threads = samples, folder, threads
         self._shared = folder / "model.onnx"
-        ir.save(
-            files.load(source),
-            self._shared,
-            external_data="weights",
-            size_threshold_bytes=files.INLINE_BELOW_BYTES,
-        )
+        with staged(self._shared) as part:
+            ir.save(files.load(source), part, external_data="weights", size_threshold_bytes=files.INLINE_BELOW_BYTES)
         self._classes: dict[str, bool] = {}
         for number, outputs in enumerate(self._outputs(self._shared)):
             real = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}

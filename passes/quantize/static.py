@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from onnx_lathe.passes.quantize.layers import (
 from onnx_lathe.passes.quantize.observe import MEMORY, observe
 from onnx_lathe.passes.quantize.plan import Placement, place
 from onnx_lathe.passes.quantize.scheme import Affine, WeightExponent, WeightScheme, exact_weight_bits
+from onnx_lathe.passes.quantize.tables import find_tables, table_names
 from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.errors import SamplesError
@@ -48,7 +50,8 @@ class QuantizeStatic(Request):
         weight_exponent: The step of every weight is 2 to this power instead of one that is read from the weights, which
             are rounded by ``round(w / 2^k) 2^k``; entries beyond the 8 bits are clamped.
         weight_bits: 8, or 7 for CPUs whose 8-bit products saturate; None decides by the CPU at hand.
-        operators: The types of layers to quantize.
+        operators: The types of layers to quantize; Gather stands for lookups in large tables (embeddings), which
+            become int8 with a scale a row, whatever the other options.
         exclude: Names of nodes to leave in float.
         memory: Megabytes (10^6 bytes) that the values observed in one run may take.
         ranges_file: A JSON file of ranges: where it is there they are read from it and no samples are needed, else it
@@ -63,9 +66,8 @@ class QuantizeStatic(Request):
     power_of_two: bool = False
     weight_exponent: WeightExponent | None = None
     weight_bits: Literal[7, 8] | None = None
-    operators: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
+    operators: tuple[Literal["Conv", "Gemm", "MatMul", "Gather"], ...] = ("Conv", "Gemm", "MatMul", "Gather")
     exclude: tuple[str, ...] = ()
-
     memory: Annotated[int, Field(ge=1)] = MEMORY
     ranges_file: str | None = None
 
@@ -82,10 +84,10 @@ class QuantizeStatic(Request):
         able = self._find(model)
         placement = self._place(model, able)
         ranges = self._ranges(model, placement.values, samples)
-        return self._edit(able, placement, ranges)
+        return dataclasses.replace(self._edit(able, placement, ranges), tables=able.tables)
 
     def plan_each(self, model: ir.Model, samples: Samples | None) -> dict[str, InsertQDQ]:
-        """Return for each layer that `plan` rounds a plan that rounds it alone, by its result, of one calibration.
+        """Return for each layer and table that `plan` rounds a plan that rounds it alone, by its result.
 
         A layer that stands between float operators then may be one that does not earn its rounding there.
 
@@ -93,15 +95,18 @@ class QuantizeStatic(Request):
             LatheError: As of `plan`.
         """
         able = self._find(model)
-        planned = {layer.result for layer in self._place(model, able).layers}
+        together = self._place(model, able)
+        planned = {layer.result for layer in together.layers}
         alone = {
             result_name(layer.node): place(model, [layer], free_scales=not self.power_of_two, lone=True)
             for layer in able.layers
             if result_name(layer.node) in planned
         }
-        names = dict.fromkeys(name for placement in alone.values() for name in placement.values)
+        # Those of `plan` too: a file of ranges then serves both.
+        names = dict.fromkeys(name for placement in (together, *alone.values()) for name in placement.values)
         ranges = self._ranges(model, names, samples)
-        return {result: self._edit(able, placement, ranges) for result, placement in alone.items()}
+        tables = {name: InsertQDQ(able.weights, (), (), (), tables=(name,)) for name in able.tables}
+        return {result: self._edit(able, placement, ranges) for result, placement in alone.items()} | tables
 
     def _find(self, model: ir.Model) -> _Able:
         """Return the layers that integers can hold."""
@@ -111,7 +116,8 @@ class QuantizeStatic(Request):
         per_channel = self.per_channel and self.weight_exponent is None
         weights = WeightScheme(bits, per_channel, self.power_of_two, self.weight_exponent)
         layers, fits, empty = fit_to_grid(layers, weights)
-        return _Able(weights, tuple(layers), fits, (*refused, *empty))
+        tables, left = find_tables(model.graph, self.exclude) if "Gather" in self.operators else ([], [])
+        return _Able(weights, tuple(layers), fits, (*refused, *empty, *left), table_names(tables))
 
     def _place(self, model: ir.Model, able: _Able) -> Placement:
         placement = place(model, able.layers, free_scales=not self.power_of_two)
@@ -175,12 +181,13 @@ class QuantizeStatic(Request):
 
 @plain_dataclass(frozen=True)
 class _Able:
-    """The layers that integers can hold, how their weights are rounded, and what stays float."""
+    """The layers and tables that integers can hold, how their weights are rounded, and what stays float."""
 
     weights: WeightScheme
     layers: tuple[Layer, ...]
     fits: tuple[GridFit, ...]
     refused: tuple[Refusal, ...]
+    tables: tuple[str, ...]
 
 
 def _value_names(model: ir.Model) -> set[str]:

@@ -72,8 +72,8 @@ class QuantizeWeights(Request):
 
     Attributes:
         bits: Of a weight. 8 bits lose next to nothing; 4 take half the memory.
-        block: Inputs that share a scale. Measured on a CPU with VNNI: 128 is as fast as 256 and up to 1.5 times as
-            fast as 32; the smaller, the nearer to the float weights.
+        block: Inputs that share a scale. Measured on a CPU with VNNI: 128 is up to 1.5 times as fast as 32, and 256
+            hardly faster; the smaller, the nearer to the float weights.
         method: "rtn" rounds each weight to the nearest level; "hqq" fits the levels of each block so that outliers do
             not decide, without data; "gptq" rounds so that the outputs on the samples change least.
         symmetric: Whether all blocks have the middle level as their zero point.

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lathe.passes.quantize import numeric, params
-from onnx_lathe.passes.quantize.histogram import BINS_A_SIDE, Histogram
+from onnx_lathe.passes.quantize.histogram import BINS_A_SIDE, Extremes, Histogram
 from onnx_lathe.passes.quantize.scheme import Affine, Ranges, WeightScheme, exact_weight_bits
 from onnx_lathe.runtime.samples import Array
 
@@ -25,7 +25,7 @@ def histogram(*batches: Array) -> Histogram:
     """Return the histogram of batches in their order."""
     counted = Histogram()
     for batch in batches:
-        counted.update(np.asarray(batch, np.float32))
+        assert counted.update(np.asarray(batch, np.float32))
     return counted
 
 
@@ -45,6 +45,25 @@ def test_streamed_equals_all_at_once_in_any_order(batches: list[Array]) -> None:
         assert np.array_equal(streamed.counts, whole.counts)
         assert (streamed.low, streamed.high, streamed.width) == (whole.low, whole.high, whole.width)
     assert whole.counts.sum() == sum(batch.size for batch in batches)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e-3, 1.0, 4095.0, 1e10, 1e38])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_values_of_any_size_are_counted_as_float64_arithmetic_does(scale: float, sign: float) -> None:
+    values = (np.random.default_rng(5).normal(size=100_000).clip(-2, 2) * sign * scale).astype(np.float32)
+    values[:20] = np.float32(-1e-45), np.float32(-0.0), np.float32(1e-45), *[0.0] * 17
+    counted = histogram(values)
+    index = np.floor(values.astype(np.float64) / counted.width).astype(int) + BINS_A_SIDE
+    assert np.array_equal(counted.counts, np.bincount(index, minlength=2 * BINS_A_SIDE))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_told_and_not_counted(bad: float) -> None:
+    for seen in (Extremes(), Histogram()):
+        assert seen.update(np.ones(3, np.float32))
+        assert not seen.update(np.array([0.0, bad, 5.0], np.float32))
+        assert seen.ends == (1.0, 1.0)
+    assert Extremes().ends is None
 
 
 @given(arrays(np.float32, st.integers(1, 40), elements=FLOATS))

@@ -396,7 +396,7 @@ def test_a_weight_that_a_caller_may_replace_stays_float(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     text = graphs.RESIDUAL_PRODUCT.replace("Tanh (x)", "Log (x)")
-    with pytest.raises(SamplesError, match="value 'a': got NaN or infinity as the network runs on batch 0"):
+    with pytest.raises(SamplesError, match="batch 0 of 8 samples: value 'a': got NaN or infinity as the"):
         plan(text, tmp_path)
 
 

@@ -12,9 +12,11 @@ import pytest
 from onnx_lathe.passes import files
 from onnx_lathe.passes.quantize import tables
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
+from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.run import apply
 from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.profile import optimized_operators
+from onnx_lathe.runtime.samples import Samples
 from onnx_lathe.runtime.session import Session
 from tests import graphs
 
@@ -49,6 +51,15 @@ def test_rows_become_int8_and_come_out_within_half_a_step(tmp_path: Path) -> Non
     assert np.all(np.abs(got - want) <= 0.5001 * steps)
     assert np.abs(got - want).max() > 0.0
     assert optimized_operators(target)["Gather"] == 2
+
+
+def test_static_quantization_rounds_tables_too(tmp_path: Path) -> None:
+    source, target = graphs.save(graphs.build(TIED), tmp_path / "m.onnx"), tmp_path / "q.onnx"
+    samples = Samples(({"ids": np.arange(300).reshape(30, 10)},))
+    (done,) = apply(source, [QuantizeStatic()], target, samples=samples)
+    assert done.plan["tables"] == ["x"]
+    assert "table_rows" in {tensor.name for tensor in onnx.load(target).graph.initializer}
+    assert QuantizeStatic(operators=("MatMul",)).plan(files.load(source), samples, None).tables == ()
 
 
 def test_a_row_of_zeros_stays_one(tmp_path: Path) -> None:
