@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from onnx_lathe.runtime.errors import InputError
 
@@ -14,8 +15,11 @@ T = TypeVar("T")
 
 
 def dump(value: object, schema: str) -> str:
-    """Return a dataclass as one line of JSON that begins with its schema."""
-    content = json.loads(TypeAdapter(type(value)).dump_json(value))
+    """Return a dataclass as one line of JSON that begins with its schema.
+
+    JSON has no infinity: an unbounded limit is the string ``"Infinity"``, which `load` reads back.
+    """
+    content = json.loads(to_json(value, inf_nan_mode="strings"))
     return json.dumps({"schema": schema, **content}, allow_nan=False)
 
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, rankdata, t, ttest_ind
+from scipy.stats import binom, rankdata, t
 
 from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.runtime.errors import MeasurementError
@@ -117,11 +117,12 @@ def shift(a: ArrayLike, b: ArrayLike) -> Interval:
     """Return by how much ``a`` lies above ``b``, two independent samples, with its 95 % interval.
 
     The Hodges-Lehmann median of all differences with the interval that inverts the exact rank-sum test (Hollander,
-    Wolfe & Chicken 2014, equations 4.33 and 4.41); Welch's where there are too few values for that to exist.
+    Wolfe & Chicken 2014, equations 4.33 and 4.41); Welch's where there are too few values for that to exist, and
+    infinite where they do not tell their spread either.
 
     Args:
-        a: ``float [n]``, n at least 2.
-        b: ``float [m]``, m at least 2.
+        a: ``float [n]``, n at least 1.
+        b: ``float [m]``, m at least 1.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     differences = np.sort((x[:, None] - y[None, :]).ravel())
@@ -129,8 +130,27 @@ def shift(a: ArrayLike, b: ArrayLike) -> Interval:
     outside = int(np.searchsorted(np.cumsum(_rank_sum_null(len(x), len(y))), 0.025, side="right"))
     if outside > 0:
         return Interval(estimate, float(differences[outside - 1]), float(differences[len(differences) - outside]))
-    low, high = ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
-    return Interval(estimate, min(estimate, float(low)), max(estimate, float(high)))
+    low, high = _welch(x, y)
+    return Interval(estimate, min(estimate, low), max(estimate, high))
+
+
+def _welch(x: Vector, y: Vector) -> tuple[float, float]:
+    """Return Welch's 95 % limits of a difference of means (Welch 1947, Biometrika 34).
+
+    They are infinite where a spread cannot be told: of a single value, and of two samples that differ though neither
+    has any. Where all values are equal they meet at zero: nothing was seen to differ.
+    """
+    constant = np.ptp(x) == np.ptp(y) == 0.0
+    if constant and len(x) > 1 < len(y) and x[0] == y[0]:
+        return 0.0, 0.0
+    if constant or min(len(x), len(y)) < 2:
+        return -np.inf, np.inf
+    # The mean of equal values may be none of them, and their variance then not quite zero.
+    squares = [float(each.var(ddof=1)) / len(each) if np.ptp(each) else 0.0 for each in (x, y)]
+    total = sum(squares)
+    freedom = 1.0 / sum((part / total) ** 2 / (len(each) - 1) for part, each in zip(squares, (x, y), strict=True))
+    centre, reach = float(x.mean() - y.mean()), float(t.ppf(0.975, freedom) * np.sqrt(total))
+    return centre - reach, centre + reach
 
 
 @cache

@@ -22,13 +22,12 @@ from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.suite import BenchedModel, Case, Conditions, Suite
 from onnx_lathe.converter.progress import Progress, silent
 from onnx_lathe.converter.roofline import roofline
-from onnx_lathe.converter.stages import locked, run_stage
+from onnx_lathe.converter.stages import locked, model_digest, run_stage
 from onnx_lathe.converter.workload import Workload, plain_subject
-from onnx_lathe.runtime import loading, tensors
+from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.bundle import file_digest, model_file
 from onnx_lathe.runtime.errors import InputError
 from onnx_lathe.runtime.facts import file_bytes
-from onnx_lathe.runtime.samples import Samples
 
 LONGER = 3.0
 """How many times its time budget a measurement may take in all where it does not tell before."""
@@ -118,12 +117,11 @@ def bench_offline(
     effort = replace(FINAL, processes=5)
 
     def make(conditions: Conditions, feeds: Path) -> LoadCase:
-        first = next(iter(tensors.load_npz(feeds).values()))
         found = measure_offline(
             _subjects(models, conditions, feeds),
             effort,
             streams=streams,
-            samples_per_query=len(first) if first.ndim else 1,
+            samples_per_query=_samples(feeds),
             on_progress=_told(progress),
         )
         return LoadCase(conditions, found)
@@ -232,11 +230,11 @@ def _each_case(
         depends = {
             "options": options,
             "environment": environment.lasting(environment.describe()),
-            "models": [[str(model), _digests(model)] for model in models],
+            "models": [[str(model), model_digest(model_file(model))] for model in models],
         }
         made: list[T] = []
         for number, (conditions, feeds) in enumerate(cases):
-            key = {**depends, "conditions": asdict(conditions), "feeds": Samples((tensors.load_npz(feeds),)).digest()}
+            key = {**depends, "conditions": asdict(conditions), "feeds": file_digest(feeds)}
             stage = run_stage(work, f"case-{number}", key, _CODE, lambda _, case=(conditions, feeds): make(*case), kind)
             if stage.skipped:
                 progress(1, 1, f"{conditions.title}: measured before")
@@ -244,10 +242,10 @@ def _each_case(
         return made
 
 
-def _digests(model: Path) -> list[str]:
-    """Return the digests of a model's graph and of the weights beside it."""
-    file = model_file(model)
-    return [file_digest(path) for path in (file, *loading.external_files(file))]
+def _samples(feeds: Path) -> int:
+    """Return the number of samples in a batch; one where the first input is a scalar or there is none."""
+    first = next(iter(tensors.load_npz(feeds).values()), None)
+    return len(first) if first is not None and first.ndim else 1
 
 
 def _benched(models: Sequence[Path]) -> tuple[BenchedModel, ...]:

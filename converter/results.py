@@ -54,16 +54,21 @@ class Outputs:
     def save(self, result: Result) -> None:
         """Write a result; its cases need not be kept any longer.
 
+        Where the history cannot be appended to the file goes too, and the cases stay: the same command goes on.
+
         Raises:
             InputError: As `check`.
             OutputError: The file cannot be written.
         """
         Outputs(self.file).check()
-        if self.file is not None:
-            with staged(self.file) as part:
-                part.write_text(result.to_json() + "\n", encoding="utf-8")
-        if self.history is not None:
-            history.append(self.history, result)
+        with contextlib.ExitStack() as undo:
+            if self.file is not None:
+                with staged(self.file) as part:
+                    part.write_text(result.to_json() + "\n", encoding="utf-8")
+                undo.callback(self.file.unlink)
+            if self.history is not None:
+                history.append(self.history, result)
+            undo.pop_all()
         if self.work is not None:
             shutil.rmtree(self.work, ignore_errors=True)
             with contextlib.suppress(OSError):  # other results are still being measured

@@ -12,7 +12,9 @@ from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.suite import Conditions
 from onnx_lathe.converter.data.files import load_samples
 from onnx_lathe.runtime import loading, providers, tensors
+from onnx_lathe.runtime.errors import TensorError
 from onnx_lathe.runtime.samples import Feeds, Samples
+from onnx_lathe.runtime.tensors import TensorSpec
 
 Dims = Mapping[str, int]
 """Sizes of symbolic dimensions, such as ``{"batch": 8, "seq": 128}``."""
@@ -24,7 +26,8 @@ class Workload:
 
     Attributes:
         dims: The shapes; one default shape where there are none.
-        data: Samples to run instead of random values; then only a batch size is taken from ``dims``.
+        data: Samples to run instead of random values. They have a shape of their own, so ``dims`` may name the batch
+            (the first axis of the first input) and nothing else.
         provider: Where the models run.
         threads: Numbers of threads of a session; all allowed cores where there are none.
     """
@@ -40,7 +43,7 @@ class Workload:
 
         Raises:
             ProviderError: The provider is not there.
-            TensorError: The inputs cannot have these shapes.
+            TensorError: The inputs cannot have these shapes, or a dimension beside the batch is given with data.
             SamplesError: The data is empty, ragged or does not fit the model.
         """
         providers.resolve(self.provider)
@@ -51,17 +54,44 @@ class Workload:
             found: list[tuple[Conditions, Path]] = []
             for number, shape in enumerate(self.dims or [{}]):
                 feeds = Path(folder) / f"feeds-{number}.npz"
-                sizes = shape if samples is not None else tensors.bind_dims(specs, shape, batch=1)
+                sizes = tensors.bind_dims(specs, shape, batch=1) if samples is None else _only_batch(specs, shape)
                 tensors.save_npz(feeds, batch_to_time(model, samples, sizes))
                 found += [(Conditions(sizes, count, self.provider), feeds) for count in counts]
             yield found
 
 
 def batch_to_time(model: Path, samples: Samples | None, dims: Dims) -> Feeds:
-    """Return one batch: samples where no more than the batch size is asked for, else random values of the shape."""
-    if samples is not None and len(dims) <= 1:
+    """Return one batch: samples where ``dims`` names nothing but the batch, else random values of the shape.
+
+    Raises:
+        SamplesError: The samples lack an input of the model.
+        TensorError: A sample does not fit the model, or the model cannot have this shape.
+    """
+    batch = _batch_dimension(tensors.input_specs(loading.read_graph(model), str(model)))
+    if samples is not None and set(dims) <= {batch}:
         return tensors.first_batch(model, samples, next(iter(dims.values()), 1))
     return tensors.random_feeds(model, dims)
+
+
+def _batch_dimension(specs: Sequence[TensorSpec]) -> str | None:
+    """Return the name of the first axis of the first input; None where it has a fixed size or no name."""
+    first = specs[0].shape[:1] if specs else ()
+    return next((dim for dim in first if isinstance(dim, str)), None)
+
+
+def _only_batch(specs: Sequence[TensorSpec], dims: Dims) -> Dims:
+    """Return ``dims`` unless they name something else than the batch, which data cannot take on."""
+    batch = _batch_dimension(specs)
+    possible = f"only {batch!r}, the batch" if batch else "no size: the batch of this model is fixed or unnamed"
+    for name in dims:
+        if name != batch:
+            raise TensorError(
+                f"dimension {name!r}",
+                got="a size for it together with data, which have a shape of their own",
+                expected=possible,
+                mend=f"Leave --data out to run random values of that shape, or leave {name!r} out and give data of it.",
+            )
+    return dims
 
 
 def plain_subject(name: str, model: Path, feeds: Path, provider: str, threads: int | None) -> Subject:

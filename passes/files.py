@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lathe.runtime import loading, providers
-from onnx_lathe.runtime.errors import ExternalDataError, ModelFileError
+from onnx_lathe.runtime.errors import ExternalDataError, ModelFileError, OutputError
 from onnx_lathe.runtime.samples import Array
 from onnx_lathe.runtime.staged import staged
 
@@ -38,7 +38,7 @@ def load(path: Path) -> ir.Model:
     """
     loading.check_model_file(path)
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except ir.serde.SerdeError as error:
         raise ModelFileError(
             str(path),
@@ -46,14 +46,22 @@ def load(path: Path) -> ir.Model:
             expected="a graph in which each value has one name and one origin",
             mend="Export the model again; an input or output may bear the name of a value inside: rename it.",
         ) from error
+    _lift_external_constants(model)
+    return model
 
 
 def save(model: ir.Model, path: Path) -> None:
     """Write a model, whole or not at all; it may be the file that the model was loaded from.
 
     Weights over `EXTERNAL_ABOVE_BYTES` go to ``<name>.data`` beside it. The model in memory keeps its own tensors.
+
+    Raises:
+        OutputError: Nothing can be written there, or ``<name>.data`` is there and belongs to something else.
     """
     total = _total_bytes(model)
+    owned = _owns_data(path)
+    if total > EXTERNAL_ABOVE_BYTES:
+        _check_free(path, owned)
     with staged(path) as part:
         if total > EXTERNAL_ABOVE_BYTES:
             ir.save(
@@ -67,19 +75,25 @@ def save(model: ir.Model, path: Path) -> None:
         else:
             with _inline(model):
                 ir.save(model, part)
-    if total <= EXTERNAL_ABOVE_BYTES:
-        _data(path).unlink(missing_ok=True)
+    if owned and total <= EXTERNAL_ABOVE_BYTES:
+        _data(path).unlink()
 
 
 def move(source: Path, path: Path) -> None:
-    """Move a model that `save` wrote to another folder, under the same name, whole or not at all."""
+    """Move a model that `save` wrote to another folder, under the same name, whole or not at all.
+
+    Raises:
+        OutputError: As `save`.
+    """
+    has_data, owned = _data(source).exists(), _owns_data(path)
+    if has_data:
+        _check_free(path, owned)
     with staged(path) as part:
         for file in (source, _data(source)):
             if file.exists():
                 os.replace(file, part.with_name(file.name))
-        has_data = _data(part).exists()
-    if not has_data:
-        _data(path).unlink(missing_ok=True)
+    if owned and not has_data:
+        _data(path).unlink()
 
 
 def weight_bytes(path: Path) -> int:
@@ -183,6 +197,42 @@ def view(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 def _data(path: Path) -> Path:
     """Return the file of the weights beside a model."""
     return path.with_name(f"{path.name}.data")
+
+
+def _owns_data(path: Path) -> bool:
+    """Say whether the file of weights beside ``path`` is there and is that of the model at ``path``."""
+    if not _data(path).exists() or not path.is_file():
+        return False
+    try:
+        return _data(path).resolve() in {file.resolve() for file in loading.external_files(path)}
+    except ModelFileError:
+        return False
+
+
+def _check_free(path: Path, owned: bool) -> None:
+    """Refuse to write weights over a file that is not those of the model that is replaced."""
+    if _data(path).exists() and not owned:
+        raise OutputError(
+            str(_data(path)),
+            got="a file that is there and is not that of a model called " + path.name,
+            expected="a free name for the weights, which are too many for the graph's own file",
+            mend="Give another output, or remove that file if no model needs it.",
+        )
+
+
+def _lift_external_constants(model: ir.Model) -> None:
+    """Make initializers of Constant nodes whose values lie in a file: only those are found, moved and inlined."""
+    for graph in model.graphs():
+        for node in [node for node in graph if node.op_type == "Constant" and node.domain == ""]:
+            attribute = node.attributes.get("value")
+            if attribute is None or attribute.is_ref() or not isinstance(attribute.value, ir.ExternalTensor):
+                continue
+            old, tensor = node.outputs[0], attribute.value
+            tensor.name = old.name or ""
+            lifted = ir.Value(name=old.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            ir.convenience.replace_all_uses_with(old, lifted, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+            graph.register_initializer(lifted)
 
 
 def _total_bytes(model: ir.Model) -> int:

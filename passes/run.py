@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import OracleError
 from onnx_lathe.runtime.samples import Samples
-from onnx_lathe.runtime.staged import make_folder
+from onnx_lathe.runtime.staged import folder_beside
 
 CHECK_SAMPLES = 4
 """Samples that the oracle runs: it compares arithmetic with arithmetic, so a few suffice."""
@@ -71,12 +70,11 @@ def apply(
         OracleError: An edit computed something else than it must; nothing is written.
     """
     done: list[Applied] = []
-    make_folder(output.parent)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with folder_beside(output) as folder:
         current = source
         for number, request in enumerate(requests):
             on_start(registry.spell(request))
-            target = Path(folder) / f"{number}" / output.name
+            target = folder / f"{number}" / output.name
             applied = _apply_one(current, request, target, samples, score)
             current = target if applied.changed else current
             done.append(applied)

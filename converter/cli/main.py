@@ -63,7 +63,11 @@ def main() -> None:
         status = INTERRUPTED
     # typer turns an interruption of a verb into this status.
     if status == INTERRUPTED:
-        _fail("Interrupted", "interrupted; the last bundle is as it was, and the same command goes on", INTERRUPTED)
+        _fail(
+            "Interrupted",
+            "interrupted; the same command goes on, or begins anew where the verb keeps nothing",
+            INTERRUPTED,
+        )
     sys.exit(status if isinstance(status, int) else 0)
 
 

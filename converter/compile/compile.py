@@ -103,7 +103,7 @@ def compile(
     with locked(work):
         task = Task(
             original=original,
-            candidates=default_candidates(original, with_data=parts is not None),
+            candidates=default_candidates(original, parts is not None, provider),
             parts=parts,
             metric=metric,
             max_drop=max_drop,

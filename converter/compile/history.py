@@ -23,15 +23,15 @@ SHIPPED = "model.onnx"
 def remembered(task: Task, found: Found) -> tuple[tuple[Suite, ...], tuple[str, ...]]:
     """Add what a search found to the history of its output; return all of it, and what to warn of.
 
-    Where all stages were skipped the measurement is the last one's, and nothing is added. A history that cannot be
-    read is left as it is, with a warning: it must not cost the bundle.
+    Where all stages were skipped the models and their measurement are the last ones, and nothing is added. A history
+    that cannot be read is left as it is, with a warning: it must not cost the bundle.
     """
     file = task.folder / FILE
     now = _suite(task, found)
     try:
         results = history.read(file) if file.exists() else ()
         past = tuple(result for result in results if isinstance(result, Suite))
-        if past and past[-1].cases == now.cases:
+        if past and replace(past[-1], taken=now.taken) == now:
             return past, ()
         history.append(file, now)
     except InputError as error:

@@ -29,7 +29,7 @@ from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime import tensors
-from onnx_lathe.runtime.errors import OracleError, UnsupportedModelError
+from onnx_lathe.runtime.errors import ModelFileError, OracleError, UnsupportedModelError
 
 _PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")
 _MEASURE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime")
@@ -74,7 +74,7 @@ def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
     name = "apply-" + "".join(c if c.isalnum() else "_" for c in candidate.name)
     try:
         stage = run_stage(task.folder, name, depends, _PASSES_CODE, make, tuple[Applied, ...])
-    except (UnsupportedModelError, OracleError) as error:
+    except (UnsupportedModelError, OracleError, ModelFileError) as error:
         return Tried(candidate, refusal=str(error))
     if not any(applied.changed for applied in stage.value):
         return Tried(candidate, refusal="The passes change nothing in this graph.", applied=stage.value)

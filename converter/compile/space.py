@@ -48,14 +48,16 @@ _INTEGER_PASSES = ("quantize-static", "quantize-dynamic")
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def default_candidates(model: Path, with_data: bool) -> tuple[Candidate, ...]:
+def default_candidates(model: Path, with_data: bool, provider: str = "cpu") -> tuple[Candidate, ...]:
     """Return the forms worth trying on any model; without data only exact ones.
 
-    What is in half precision is first made float32: integer kernels start from that, and a CPU computes in it anyway.
+    On a CPU what is in half precision is also made float32, which it computes in anyway, and which integer kernels
+    start from. That drops roundings, so that it wants data as well.
     """
     forms = (*EXACT_FORMS, *DATA_FREE_FORMS, *CALIBRATED_FORMS) if with_data else EXACT_FORMS
-    if any(tensor.data_type in _HALVES for tensor in loading.read_graph(model).graph.initializer):
-        forms = tuple(f"widen,{form}" for form in forms)
+    halves = (tensor.data_type in _HALVES for tensor in loading.tensors(loading.read_graph(model)))
+    if with_data and providers.user_name(provider) == "cpu" and any(halves):
+        forms = (*EXACT_FORMS, *(f"widen,{form}" for form in forms))
     return tuple(Candidate(form, model, form) for form in forms)
 
 

@@ -7,6 +7,7 @@ output.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,9 +44,17 @@ class Widen(SelfPlanned):
         """Return the request itself.
 
         Raises:
-            UnsupportedModelError: Nothing in the model is in half precision.
+            UnsupportedModelError: Nothing in the model is in half precision, or an input or output is a sequence of it.
         """
         del samples, score
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.dtype in HALVES and not isinstance(value.type, ir.TensorType):
+                raise UnsupportedModelError(
+                    f"{self.name}: {value.name!r}",
+                    got=f"an input or output of type {value.type}",
+                    expected="tensors where the model meets its caller: nothing casts a sequence",
+                    mend="Export the model with one tensor for each.",
+                )
         if not is_half(model):
             raise UnsupportedModelError(
                 self.name,
@@ -60,8 +69,10 @@ class Widen(SelfPlanned):
         if not is_half(model):
             return ir.passes.PassResult(model, False)
         borders = [value for value in (*model.graph.inputs, *model.graph.outputs) if value.dtype in HALVES]
+        names = _Names(model)
         for value in _inner_values(model):
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+            assert value.type is not None, "its elements are known to be half"
+            value.type = _float_like(value.type)
         for value in _inner_weights(model):
             assert value.const_value is not None, "a weight has a tensor"
             value.const_value, value.type = _widened(value.const_value), ir.TensorType(ir.DataType.FLOAT)
@@ -69,10 +80,10 @@ class Widen(SelfPlanned):
             if not _is_border(node):
                 _widen_attributes(node)
         for value in borders:
-            if value.is_graph_input():
-                _cast_behind(model.graph, value)
+            if value.is_graph_input() or value.is_initializer():
+                _cast_behind(model.graph, value, names)
             elif not _is_border(value.producer()):
-                _cast_before(model.graph, value)
+                _cast_before(model.graph, value, names)
         return ir.passes.PassResult(model, True)
 
     def check(self, before: Path, after: Path, feeds: Feeds) -> Sequence[Check]:
@@ -91,7 +102,19 @@ def is_half(model: ir.Model) -> bool:
         any(True for _ in _inner_weights(model))
         or any(True for _ in _inner_values(model))
         or any(_has_half_attribute(node) for node in _nodes(model) if not _is_border(node))
+        or any(
+            _is_computed_half(value) or _is_read_half(value) for value in (*model.graph.inputs, *model.graph.outputs)
+        )
     )
+
+
+def _is_computed_half(value: ir.Value) -> bool:
+    producer = value.producer()
+    return value.dtype in HALVES and producer is not None and not _is_border(producer)
+
+
+def _is_read_half(value: ir.Value) -> bool:
+    return value.dtype in HALVES and any(use.node.op_type != "Cast" for use in value.uses())
 
 
 def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
@@ -107,7 +130,8 @@ def _inner_weights(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.dtype in HALVES and not value.is_graph_input():
+            is_border = value.is_graph_input() or value.is_graph_output()
+            if tensor is not None and tensor.dtype in HALVES and not is_border:
                 yield value
 
 
@@ -118,11 +142,11 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _is_border(node: ir.Node | None) -> bool:
-    """Say whether ``node`` casts to a half output of the model."""
+    """Say whether ``node`` casts to a half output of the model, and does nothing else."""
     if node is None or node.op_type != "Cast" or node.domain != "":
         return False
     value = node.outputs[0]
-    return value.is_graph_output() and value.dtype in HALVES
+    return value.is_graph_output() and value.dtype in HALVES and not value.uses()
 
 
 def _has_half_attribute(node: ir.Node) -> bool:
@@ -156,30 +180,53 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return files.lazy(tensor.name or "", tensor, to_float, ir.DataType.FLOAT, tuple(tensor.shape.numpy()))
 
 
-def _cast_behind(graph: ir.Graph, value: ir.Value) -> None:
-    """Let everything read ``value``, an input, through a Cast to float32."""
-    cast = _cast(value, f"{value.name}_wide", ir.DataType.FLOAT)
-    # A Cast is safe as a reader of halves, and only values that are also outputs are read by nobody.
-    ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=False)
-    cast.replace_input_with(0, value)
-    if len(graph):
-        graph.insert_before(graph[0], cast)
-    else:
-        graph.append(cast)
+def _float_like(half: ir.TypeProtocol) -> ir.TypeProtocol:
+    """Return a type of float32 that is built as one of halves is."""
+    if isinstance(half, ir.SequenceType):
+        return ir.SequenceType(_float_like(half.elem_type))
+    if isinstance(half, ir.OptionalType):
+        return ir.OptionalType(_float_like(half.elem_type))
+    return type(half)(ir.DataType.FLOAT) if isinstance(half, ir.TensorType | ir.SparseTensorType) else half
 
 
-def _cast_before(graph: ir.Graph, value: ir.Value) -> None:
+class _Names:
+    """Names that are not taken in a model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str | None] = set()
+        for graph in model.graphs():
+            self._taken |= set(graph.initializers) | {value.name for value in graph.inputs}
+            self._taken |= {item.name for node in graph for item in (node, *node.outputs)}
+
+    def free(self, name: str) -> str:
+        """Return ``name``, with a number behind it where it is taken, and take it."""
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        found = next(each for each in itertools.chain([name], numbered) if each not in self._taken)
+        self._taken.add(found)
+        return found
+
+
+def _cast_behind(graph: ir.Graph, value: ir.Value, names: _Names) -> None:
+    """Let every node read ``value``, an input or a weight that is an output too, through a Cast to float32."""
+    readers = list(value.uses())
+    if not readers:
+        return
+    cast = _cast(value, names.free(f"{value.name}_wide"), ir.DataType.FLOAT, names)
+    for node, index in readers:
+        node.replace_input_with(index, cast.outputs[0])
+    graph.insert_before(graph[0], cast)
+
+
+def _cast_before(graph: ir.Graph, value: ir.Value, names: _Names) -> None:
     """Write ``value``, an output, by a Cast from what was computed."""
-    producer = value.producer()
-    assert producer is not None, "an output that is no input is computed"
     name, half, index = value.name, value.dtype, graph.outputs.index(value)
     assert half is not None, "it is known to be half"
-    value.name, value.type = f"{name}_wide", ir.TensorType(ir.DataType.FLOAT)
-    cast = _cast(value, name or "", half)
+    value.name, value.type = names.free(f"{name}_wide"), ir.TensorType(ir.DataType.FLOAT)
+    cast = _cast(value, name or "", half, names)
     graph.outputs[index] = cast.outputs[0]
     graph.append(cast)
 
 
-def _cast(value: ir.Value, name: str, to: ir.DataType) -> ir.Node:
+def _cast(value: ir.Value, name: str, to: ir.DataType, names: _Names) -> ir.Node:
     result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
-    return ir.Node("", "Cast", [value], [ir.AttrInt64("to", to)], outputs=[result], name=f"{name}_cast")
+    return ir.Node("", "Cast", [value], [ir.AttrInt64("to", to)], outputs=[result], name=names.free(f"{name}_cast"))

@@ -32,11 +32,18 @@ class Builder:
             self._names |= set(part.initializers) | {value.name for value in part.inputs}
             self._names |= {item.name for node in part for item in (node, *node.outputs)}
         self._weights: dict[tuple[object, ...], ir.Value] = {}
+        self._made: dict[tuple[object, ...], tuple[ir.Value, ir.Value]] = {}
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """Add an initializer."""
         name = self.free(name)
         return self._register(ir.Tensor(array, name=name), name)
+
+    def once(self, key: tuple[object, ...], make: Callable[[], tuple[ir.Value, ir.Value]]) -> tuple[ir.Value, ir.Value]:
+        """Return what ``make`` returned when ``key`` was asked for first: what several operators read is added once."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def stored(self, name: str, compute: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
         """Add an initializer that is computed while the model is written (`onnx_lathe.passes.files.computed`)."""

@@ -6,6 +6,7 @@ computes each result from the very operands that onnxruntime had, so that errors
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ def check_parts(after: Path) -> Check:
 def _worst(found: Sequence[tuple[_Case, float]], count: int) -> Check:
     worst, where = 0.0, "every operator"
     for case, steps in found:
-        if not steps <= worst:
-            worst, where = steps, label(case.node)
+        distance = math.inf if math.isnan(steps) else steps
+        if distance > worst:
+            worst, where = distance, label(case.node)
     scope = f"{len(found)} of {count} integer operators"
     return Check("integer operators against numpy", scope, worst, 1.0, "steps", where)
 

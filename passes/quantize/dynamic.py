@@ -35,7 +35,7 @@ from onnx_lathe.passes.quantize.layers import (
     result_name,
 )
 from onnx_lathe.passes.quantize.scheme import WeightExponent, WeightScheme, exact_weight_bits
-from onnx_lathe.passes.quantize.tables import find_tables, replace_table, table_names
+from onnx_lathe.passes.quantize.tables import find_tables, is_table, replace_table, table_names
 from onnx_lathe.passes.request import Request, Score
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.samples import Feeds, Samples
@@ -136,6 +136,9 @@ class IntegerProducts(Edit):
         graph = model.graph
         builder = Builder(graph, self.weights)
         nodes = {result_name(node): node for node in graph.all_nodes()}
+        tables = [nodes[name] for name in self.tables if is_table(nodes.get(name))]
+        if not self.layers and not tables:
+            return ir.passes.PassResult(model, False)
         rounded: dict[ir.Value, ir.Node] = {}
         for name in self.layers:
             layer = read_layer(nodes[name])
@@ -145,8 +148,8 @@ class IntegerProducts(Edit):
             if source not in rounded:
                 rounded[source] = _dynamic_quantize(builder, source)
             _replace(builder, layer, rounded[source])
-        for name in self.tables:
-            replace_table(builder, graph, nodes[name])
+        for node in tables:
+            replace_table(builder, graph, node)
         return ir.passes.PassResult(model, True)
 
     def reference(self, model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from onnx_lathe.passes.quantize.blockwise import BlockScheme
 from onnx_lathe.passes.quantize.grams import grams
 from onnx_lathe.passes.quantize.layers import Layer, result_name
 from onnx_lathe.passes.quantize.packing import Packed, Packing, columns
+from onnx_lathe.runtime.errors import OutputError
 from onnx_lathe.runtime.samples import Samples
 
 COLUMN_BYTES = 2**26
@@ -33,12 +34,24 @@ class Shelf:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lathe-fitted-"))
         self._files: dict[str, Path] = {}
-        weakref.finalize(self, shutil.rmtree, self.folder)
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def write(self, name: str, weight: Packed) -> None:
-        """Keep a weight."""
+        """Keep a weight.
+
+        Raises:
+            OutputError: The disk of temporary files is full.
+        """
         self._files[name] = self.folder / f"{len(self._files)}.npz"
-        np.savez(self._files[name], levels=weight.levels, scales=weight.scales, zeros=weight.zeros)
+        try:
+            np.savez(self._files[name], levels=weight.levels, scales=weight.scales, zeros=weight.zeros)
+        except OSError as error:
+            raise OutputError(
+                str(self.folder),
+                got=f"no room for the fitted weights ({error.strerror})",
+                expected="enough free space for temporary files: a byte or half of one a weight",
+                mend="Free some space there, or name another folder for temporary files in TMPDIR.",
+            ) from None
 
     def read(self, name: str) -> Packed:
         """Return a weight."""
@@ -67,6 +80,7 @@ def fit_to_samples(
 
     Raises:
         SamplesError: The samples do not fit the model, or a value is not finite on them.
+        OutputError: The disk of temporary files is full.
     """
     readers: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:

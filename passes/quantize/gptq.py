@@ -16,7 +16,7 @@ from scipy.linalg import lapack
 from onnx_lathe.passes.quantize.blockwise import BlockScheme, Floats, dequantize, levels, nearest_grid
 
 DAMPING = 0.01
-"""Share of the mean diagonal that is added to the diagonal."""
+"""Share of the mean diagonal that is added to the diagonal; ten times as much where that has no factors yet."""
 COLUMNS = 128
 """Inputs that are rounded before the others hear of it (the paper's B): products of matrices instead of vectors."""
 
@@ -42,7 +42,7 @@ def order_of(gram: Floats, *, by_activation: bool) -> Order:
     A factor on ``gram`` changes nothing. An input that is always 0 is rounded by itself.
 
     Args:
-        gram: Summed over all rows of inputs.
+        gram: Summed over all rows of inputs; finite.
         by_activation: Whether inputs of large energy are rounded first, while most others can still make up for it
             (the authors' ``act_order``), instead of in the order of the weight.
     """
@@ -50,12 +50,24 @@ def order_of(gram: Floats, *, by_activation: bool) -> Order:
     energy = np.diagonal(gram)
     inputs = np.argsort(-energy, kind="stable") if by_activation else np.arange(count)
     # H = (J L J)(J L J)' with L of the reversed matrix: its inverse is U, without inverting H first.
-    backwards = inputs[::-1]
-    matrix = gram[np.ix_(backwards, backwards)].astype(np.float64, order="F")
-    matrix[np.diag_indices(count)] += DAMPING * float(energy.mean(dtype=np.float64)) or 1.0
-    lower, _ = lapack.dpotrf(matrix, lower=1, clean=1, overwrite_a=1)
-    inverse, _ = lapack.dtrtri(lower, lower=1, overwrite_c=1)
+    inverse, _ = lapack.dtrtri(_cholesky(gram, inputs[::-1]), lower=1, overwrite_c=1)
     return Order(inputs, inverse[::-1, ::-1].astype(np.float32), by_activation)
+
+
+def _cholesky(gram: Floats, order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the lower factor of ``gram`` in another order and damped.
+
+    Sums in float32 of inputs that nearly depend on each other may have no factors: the damping grows until there are.
+    """
+    added = DAMPING * float(np.diagonal(gram).mean(dtype=np.float64)) or 1.0
+    while True:
+        assert np.isfinite(added), "moments are finite"
+        matrix = gram[np.ix_(order, order)].astype(np.float64, order="F")
+        matrix[np.diag_indices(len(gram))] += added
+        lower, failed_at = lapack.dpotrf(matrix, lower=1, clean=1, overwrite_a=1)
+        if not failed_at:
+            return lower
+        added *= 10.0
 
 
 def solve(weight: Floats, order: Order, scheme: BlockScheme) -> tuple[NDArray[np.uint8], Floats, Floats]:

@@ -21,7 +21,7 @@ from onnx_lathe.passes.quantize.grid import GridFit
 from onnx_lathe.passes.quantize.layers import Layer, constant, is_quantized, read_layer, result_name
 from onnx_lathe.passes.quantize.plan import PlannedLayer
 from onnx_lathe.passes.quantize.scheme import Affine, WeightScheme
-from onnx_lathe.passes.quantize.tables import replace_table
+from onnx_lathe.passes.quantize.tables import is_table, replace_table
 from onnx_lathe.runtime.samples import Feeds
 
 
@@ -94,8 +94,11 @@ class InsertQDQ(Edit):
         builder = Builder(graph, self.weights)
         nodes = {result_name(node): node for node in graph}
         scales = {value.name: value.affine.scale for value in self.values}
-        for name in self.tables:
-            replace_table(builder, graph, nodes[name])
+        tables = [nodes[name] for name in self.tables if is_table(nodes.get(name))]
+        if not self.layers and not tables:
+            return ir.passes.PassResult(model, False)
+        for node in tables:
+            replace_table(builder, graph, node)
         for planned in self.layers:
             _round_constants(builder, planned, nodes, scales)
         results = {value.name: value for node in graph for value in node.outputs}

@@ -64,18 +64,30 @@ def write(ranges: Ranges, path: Path) -> None:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read(path: Path, known: Collection[str], needed: Collection[str]) -> dict[str, tuple[float, float]]:
+def read(
+    path: Path, known: Collection[str], needed: Collection[str], method: str | None = None
+) -> dict[str, tuple[float, float]]:
     """Return low and high of the values ``needed`` as a file gives them.
 
     Args:
         path: The file.
         known: All values of the graph; others must not be in the file.
         needed: Those that must be.
+        method: How they must have been chosen; None takes all.
 
     Raises:
-        InputError: The file cannot be read, or a value in it is unknown, missing, upside down or not finite.
+        InputError: The file cannot be read, its ranges were chosen in another way, or a value in it is unknown,
+            missing, upside down or not finite.
     """
-    values = _load(path).values
+    ranges = _load(path)
+    if method not in (None, ranges.method):
+        raise InputError(
+            str(path),
+            got=f"ranges that were chosen by {ranges.method!r}",
+            expected=f"by {method!r}, as the request asks",
+            mend="Delete the file so that the ranges are observed anew, or leave the option ranges out to take them.",
+        )
+    values = ranges.values
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -55,7 +55,8 @@ class QuantizeStatic(Request):
         exclude: Names of nodes to leave in float.
         memory: Megabytes (10^6 bytes) that the values observed in one run may take.
         ranges_file: A JSON file of ranges: where it is there they are read from it and no samples are needed, else it
-            is written. It can be edited.
+            is written. It can be edited. A file whose ranges were chosen in another way than ``ranges`` asks for is
+            refused; the default takes all.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -78,7 +79,7 @@ class QuantizeStatic(Request):
             UnsupportedModelError: The model is quantized already, too old, or has nothing to quantize.
             SamplesError: There are no samples, or they do not fit.
             PassSpecError: ``exclude`` names an unknown node.
-            InputError: The file of ranges does not fit the model.
+            InputError: The file of ranges does not fit the model, or was made in another way than is asked for.
         """
         del score
         able = self._find(model)
@@ -129,7 +130,8 @@ class QuantizeStatic(Request):
         """Return the range of each value: from the file where there is one, else observed, and then written there."""
         path = None if self.ranges_file is None else Path(self.ranges_file)
         if path is not None and path.exists():
-            return ranges_file.read(path, _value_names(model), names)
+            asked = None if self.ranges == "minmax" else self._method
+            return ranges_file.read(path, _value_names(model), names, asked)
         if samples is None:
             raise SamplesError(
                 self.name,
@@ -145,15 +147,18 @@ class QuantizeStatic(Request):
             ranges_file.write(self._as_file(chosen, seen, len(samples)), path)
         return chosen
 
+    @property
+    def _method(self) -> str:
+        return f"percentile {self.percentile:g}" if self.ranges == "percentile" else self.ranges
+
     def _as_file(
         self, chosen: Mapping[str, params.Range], seen: Mapping[str, Extremes], samples: int
     ) -> ranges_file.Ranges:
-        method = f"percentile {self.percentile:g}" if self.ranges == "percentile" else self.ranges
         values = {
             name: ranges_file.ValueRange(low, high, *(seen[name].ends or (None, None)))
             for name, (low, high) in chosen.items()
         }
-        return ranges_file.Ranges(method, samples, values)
+        return ranges_file.Ranges(self._method, samples, values)
 
     def _edit(self, able: _Able, placement: Placement, ranges: Mapping[str, params.Range]) -> InsertQDQ:
         planned = {layer.result for layer in placement.layers}

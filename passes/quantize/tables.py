@@ -17,6 +17,7 @@ from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.layers import constant, integer, label, refusal, result_name
 from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.runtime.errors import UnsupportedModelError
+from onnx_lathe.runtime.samples import Array
 
 LEAST_ENTRIES = 2**18
 """Tables with fewer numbers (1 MiB) stay float: there is nothing to gain."""
@@ -55,6 +56,11 @@ def find_tables(graph: ir.Graph, exclude: Sequence[str]) -> tuple[list[Table], l
     return tables, refused
 
 
+def is_table(node: ir.Node | None) -> bool:
+    """Say whether ``node`` is a lookup that `replace_table` can replace: once it has, it is none."""
+    return node is not None and node.op_type == "Gather" and isinstance(_read(node), Table)
+
+
 def replace_table(builder: Builder, graph: ir.Graph, node: ir.Node) -> None:
     """Put lookups of int8 levels and of their scales in the place of a Gather that `find_tables` gave.
 
@@ -63,7 +69,24 @@ def replace_table(builder: Builder, graph: ir.Graph, node: ir.Node) -> None:
     """
     found = _read(node)
     assert isinstance(found, Table), f"{label(node)} was planned as a table"
-    rows, (ids, result) = found.rows, (node.inputs[1], node.outputs[0])
+    table, ids, result = node.inputs[0], node.inputs[1], node.outputs[0]
+    levels, factors = builder.once(("rows", id(found.rows)), lambda: _rounded(builder, found.rows))
+
+    def op(operator: str, inputs: Sequence[ir.Value | None], suffix: str, dtype: ir.DataType, **more: int) -> ir.Node:
+        shape = None if suffix == "scales" else result.shape
+        return builder.op(operator, inputs, [(f"{result.name}_{suffix}", dtype, shape)], more)
+
+    lookup = op("Gather", [levels, ids], "levels", ir.DataType.INT8)
+    real = op("Cast", [lookup.outputs[0]], "real", ir.DataType.FLOAT, to=ir.DataType.FLOAT)
+    scale = op("Gather", [factors, ids], "scales", ir.DataType.FLOAT)
+    product = op("Mul", [real.outputs[0], scale.outputs[0]], "scaled", ir.DataType.FLOAT)
+    made = [lookup, real, scale, product]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], [product.outputs[0]])
+    builder.drop_unused([table])
+
+
+def _rounded(builder: Builder, rows: ir.TensorProtocol) -> tuple[ir.Value, ir.Value]:
+    """Add the levels of a table and the scales of its rows, ``[rows, 1]``."""
     largest = streamed.largest_magnitudes(rows, 0)
     if not np.isfinite(largest).all():
         raise UnsupportedModelError(
@@ -73,28 +96,12 @@ def replace_table(builder: Builder, graph: ir.Graph, node: ir.Node) -> None:
             mend="Check the training that made it.",
         )
     scales = params.scales_of(largest, _LEVELS)
-    levels = builder.stored(
-        f"{rows.name}_rows",
-        lambda: streamed.quantized(rows, scales, 0, _LEVELS.limit),
-        ir.DataType.INT8,
-        tuple(rows.shape.numpy()),
-    )
-    factors = builder.constant(f"{rows.name}_row_scales", scales[:, None])
-    lookup = builder.op("Gather", [levels, ids], [(f"{result.name}_levels", ir.DataType.INT8, result.shape)])
-    real = builder.op(
-        "Cast",
-        [lookup.outputs[0]],
-        [(f"{result.name}_real", ir.DataType.FLOAT, result.shape)],
-        {"to": ir.DataType.FLOAT},
-    )
-    scale = builder.op("Gather", [factors, ids], [(f"{result.name}_scales", ir.DataType.FLOAT, None)])
-    product = builder.op(
-        "Mul", [real.outputs[0], scale.outputs[0]], [(f"{result.name}_scaled", ir.DataType.FLOAT, result.shape)]
-    )
-    table = node.inputs[0]
-    made = [lookup, real, scale, product]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], [product.outputs[0]])
-    builder.drop_unused([table])
+
+    def compute() -> Array:
+        return streamed.quantized(rows, scales, 0, _LEVELS.limit)
+
+    levels = builder.stored(f"{rows.name}_rows", compute, ir.DataType.INT8, tuple(rows.shape.numpy()))
+    return levels, builder.constant(f"{rows.name}_row_scales", scales[:, None])
 
 
 def table_names(tables: Sequence[Table]) -> tuple[str, ...]:

@@ -105,21 +105,26 @@ def inputs_count(layer: Layer) -> int:
 def find_pairs(model: ir.Model, layers: Sequence[Layer], shapes: Shapes) -> tuple[list[Pair], list[Refusal]]:
     """Return the pairs among ``layers``, in order, and for each layer that begins none the reason.
 
+    No two pairs end in one layer: of the factors of a product one is scaled.
+
     Args:
         model: The graph.
         layers: Layers of its main graph.
         shapes: Of its values.
     """
     by_node = {layer.node: layer for layer in layers}
-    pairs: list[Pair] = []
+    pairs: dict[ir.Node, Pair] = {}
     refused: list[Refusal] = []
     for layer in layers:
         way = trace(layer.node.outputs[0], begin(layer), by_node, shapes)
         if isinstance(way, str):
             refused.append(refusal(layer.node, way))
+        elif way.layer.node in pairs:
+            reason = f"{result_name(way.layer.node)!r} reads a product with what another layer makes"
+            refused.append(refusal(layer.node, reason))
         else:
-            pairs.append(Pair(layer, way))
-    return pairs, refused
+            pairs[way.layer.node] = Pair(layer, way)
+    return list(pairs.values()), refused
 
 
 def begin(layer: Layer) -> Track:
@@ -174,6 +179,10 @@ def _step(node: ir.Node, index: int, track: Track, shapes: Shapes) -> Track | No
     if operator == "Mul" or (operator == "Div" and index == 0):
         return track
     if operator == "MatMul":
+        ranks = [len(shapes.of(value) or ()) for value in node.inputs]
+        if min(ranks) < 2:
+            # A vector is given an axis, which the result loses again: axes do not stay where they are.
+            return None
         # The summed axis of the other operand's partner: the last of the left one, the last but one of the right one.
         return track if (-1, -2)[index] not in track.axes else None
     if index != 0:

@@ -178,14 +178,17 @@ def _find(model: ir.Model, layers: Sequence[Layer], *, insert: bool) -> tuple[li
 def _readers(
     value: ir.Value, channels: int, layers: Mapping[ir.Node, Layer], shapes: Shapes
 ) -> list[tuple[Place, Way]]:
-    """Return the uses of ``value`` that lead to a Gemm or MatMul, and the ways."""
+    """Return the uses of ``value`` that lead to a Gemm or MatMul, and the ways; of several to one layer the first.
+
+    A layer that gets ``value`` times a function of it needs one of them divided, not both.
+    """
     track = Track((-1,), np.arange(channels))
-    found: list[tuple[Place, Way]] = []
+    found: dict[ir.Node, tuple[Place, Way]] = {}
     for node, index in readers_of(value):
         way = trace_use(node, index, track, layers, shapes)
         if isinstance(way, Way) and way.layer.node.op_type != "Conv":
-            found.append(((node, index), way))
-    return found
+            found.setdefault(way.layer.node, ((node, index), way))
+    return list(found.values())
 
 
 def _normalizations(graph: ir.Graph) -> Iterator[tuple[ir.Node, tuple[Place, ...], int]]:

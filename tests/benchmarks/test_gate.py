@@ -1,11 +1,15 @@
 """The gate of a baseline: what passes, what does not, and what cannot be told."""
 
+import math
 from dataclasses import replace
 
 import pytest
+from scipy import stats as scipy_stats
 
 from onnx_lathe.benchmarks.gate import check_covers, gate_measured, gate_recorded
+from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.benchmarks.stats import shift
+from onnx_lathe.benchmarks.suite import Suite
 from onnx_lathe.runtime.errors import InputError
 from tests.benchmarks.suites import MACHINE, roofline, suite
 
@@ -98,4 +102,43 @@ def test_the_shift_of_two_samples_is_exact_where_it_can_be():
     # Of 252 rankings 5 have U of at most 2, and 9 of at most 3 (2.5 % of 252 is 6.3): the third difference ends it.
     assert (found.value, found.low, found.high) == (10.0, 7.0, 13.0)
     few = shift([2.0, 3.0], [1.0, 2.5])
-    assert few.low < few.value == 0.75 < few.high
+    welch = scipy_stats.ttest_ind([2.0, 3.0], [1.0, 2.5], equal_var=False).confidence_interval(0.95)
+    assert (few.low, few.value, few.high) == pytest.approx((welch.low, 0.75, welch.high))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([3.0], [1.0], Interval(2.0, -math.inf, math.inf)),
+        ([1.0], [1.0], Interval(0.0, -math.inf, math.inf)),
+        ([3.0], [1.0, 2.0], Interval(1.5, -math.inf, math.inf)),
+        ([3.0, 3.0], [1.0], Interval(2.0, -math.inf, math.inf)),
+        # The mean of three 0.1 is none of them, so their variance is not quite zero.
+        ([0.1, 0.1, 0.1], [0.3, 0.3], Interval(-0.2, -math.inf, math.inf)),
+        ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], Interval(0.0, 0.0, 0.0)),
+    ],
+)
+def test_a_shift_is_unbounded_where_no_spread_was_seen(a: list[float], b: list[float], expected: Interval):
+    found = shift(a, b)
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found.value == pytest.approx(expected.value)
+
+
+def test_one_sample_without_spread_leaves_that_of_the_other():
+    found = shift([3.0, 3.0, 3.0], [1.0, 2.0, 1.5])
+    assert found.value == 1.5
+    # Student's with 2 degrees of freedom: 1.5 -+ 4.3027 * 0.5 / sqrt(3).
+    assert (found.low, found.high) == pytest.approx((0.25793, 2.74207), abs=1e-5)
+
+
+def test_a_single_process_decides_nothing():
+    then, now = (suite(when, {"m": seconds}) for when, seconds in ((THEN, 0.001), (NOW, 0.002)))
+    found = gate_recorded(_of_one_process(then), _of_one_process(now), 0.05)[0]
+    assert found.outcome == "inconclusive"
+    assert found.slowdown.value == pytest.approx(1.0, abs=1e-2)
+
+
+def _of_one_process(result: Suite) -> Suite:
+    (case,) = result.cases
+    timings = tuple(replace(timing, blocks=timing.blocks[:1]) for timing in case.measurement.timings)
+    return replace(result, cases=(replace(case, measurement=replace(case.measurement, timings=timings)),))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -24,6 +25,14 @@ def test_a_measurement_is_read_as_it_was_written():
     assert json.loads(text)["schema"] == "onnx-lathe/measurement/2"
     assert Measurement.from_json(text) == FOUND
     assert Measurement.from_json(text).speed("b").verdict == "slower"
+
+
+def test_an_unbounded_limit_is_read_as_it_was_written():
+    speed = Interval(0.5, -math.inf, math.inf)
+    unbounded = dataclasses.replace(FOUND, comparisons=(dataclasses.replace(FOUND.comparisons[0], speed=speed),))
+    text = unbounded.to_json()
+    assert json.loads(text)["comparisons"][0]["speed"] == {"value": 0.5, "low": "-Infinity", "high": "Infinity"}
+    assert Measurement.from_json(text) == unbounded
 
 
 def test_a_measurement_cannot_be_changed():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnx_lathe.benchmarks import process
@@ -18,11 +19,17 @@ from onnx_lathe.benchmarks.suite import Suite
 from onnx_lathe.converter import bench as module
 from onnx_lathe.converter.bench import bench, bench_offline, bench_server
 from onnx_lathe.converter.results import Outputs, read_baseline
-from onnx_lathe.converter.workload import Workload
-from onnx_lathe.runtime.errors import BundleError, InputError
+from onnx_lathe.converter.workload import Dims, Workload, batch_to_time
+from onnx_lathe.runtime.errors import BundleError, InputError, TensorError
+from onnx_lathe.runtime.samples import Samples
+from onnx_lathe.runtime.session import start_plain
 from tests import graphs
 from tests.benchmarks.suites import offline, server, suite
 
+NO_INPUTS = "no_inputs () => (float[2, 2] y) { y = RandomNormal <shape = [2, 2]> () }"
+SCALAR = "scalar (float x) => (float y) { y = Relu (x) }"
+SEQUENCE = "sequence (float[batch, seq] x) => (float[batch, seq] y) { y = Relu (x) }"
+ROWS = Samples(({"x": np.arange(80, dtype=np.float32).reshape(16, 5)},))
 TWO = Workload(dims=[{"batch": 1}, {"batch": 2}], threads=[1])
 
 
@@ -164,6 +171,84 @@ def test_a_baseline_that_lacks_something_is_refused_before_a_worker_is_started(
     with pytest.raises(InputError, match=message):
         bench(renamed, workload, baseline=baseline)
     assert started == []
+
+
+def test_data_are_run_in_batches_of_the_sizes_asked_for(tmp_path: Path) -> None:
+    model = graphs.write(tmp_path / "sequence.onnx", SEQUENCE)
+    with Workload([{"batch": 3}, {}], ROWS, threads=[1]).cases(model) as cases:
+        titles = [conditions.title for conditions, _ in cases]
+        fed = [module.tensors.load_npz(feeds)["x"] for _, feeds in cases]
+    assert titles == ["batch 3, 1 thread, cpu", "default shape, 1 thread, cpu"]
+    for array, rows in zip(fed, (3, 1), strict=True):
+        np.testing.assert_array_equal(array, ROWS.batches[0]["x"][:rows])
+
+
+@pytest.mark.parametrize(
+    ("graph", "dims", "named", "expected"),
+    [
+        (SEQUENCE, {"seq": 3}, "seq", "only 'batch', the batch"),
+        (SEQUENCE, {"batch": 2, "seq": 9}, "seq", "only 'batch', the batch"),
+        (SEQUENCE, {"bacth": 2}, "bacth", "only 'batch', the batch"),
+        (SEQUENCE.replace("batch, seq", "16, 5"), {"batch": 2}, "batch", "no size: the batch of this model is fixed"),
+        (NO_INPUTS, {"batch": 2}, "batch", "no size: the batch of this model is fixed or unnamed"),
+    ],
+)
+def test_data_take_no_other_dimension_than_the_batch(
+    graph: str, dims: Dims, named: str, expected: str, tmp_path: Path, measured: list[str]
+) -> None:
+    model = graphs.write(tmp_path / "m.onnx", graph)
+    message = (
+        f"dimension '{named}': got a size for it together with data, which have a shape of their own, "
+        rf"expected {expected}.*\. Leave --data out to run random values of that shape, or leave '{named}' out"
+    )
+    with pytest.raises(TensorError, match=message):
+        quick([model], None, Workload([dims], ROWS))
+    assert measured == []
+
+
+def test_a_batch_has_the_shape_asked_for_whether_data_have_it_or_not(tmp_path: Path) -> None:
+    model = graphs.write(tmp_path / "sequence.onnx", SEQUENCE)
+    for dims, shape in (({}, (1, 5)), ({"batch": 3}, (3, 5)), ({"seq": 3}, (2, 3)), ({"batch": 4, "seq": 9}, (4, 9))):
+        assert batch_to_time(model, ROWS, dims)["x"].shape == shape
+
+
+@pytest.mark.parametrize(("graph", "samples"), [(graphs.LINEAR, 2), (SCALAR, 1), (NO_INPUTS, 1)])
+def test_a_query_holds_a_batch_of_samples(
+    graph: str, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = graphs.write(tmp_path / "m.onnx", graph)
+    counts: list[int] = []
+    monkeypatch.setattr(
+        module, "measure_offline", lambda *_, samples_per_query, **__: counts.append(samples_per_query) or offline()
+    )
+    dims = [{"batch": 2}] if graph == graphs.LINEAR else []
+    for _ in range(2):
+        bench_offline([model], Workload(dims, threads=[1]), work=tmp_path / "work")
+    assert counts == [samples]
+
+
+def test_a_model_without_inputs_runs(tmp_path: Path) -> None:
+    model = graphs.write(tmp_path / "m.onnx", NO_INPUTS)
+    with Workload(threads=[1]).cases(model) as [(conditions, feeds)]:
+        assert start_plain(str(model), str(feeds), threads=conditions.threads)()
+
+
+def test_a_result_that_the_history_cannot_take_is_not_kept(model: Path, tmp_path: Path, measured: list[str]) -> None:
+    history = tmp_path / "h.jsonl"
+    outputs = Outputs(tmp_path / "r.json", history)
+    assert outputs.work is not None
+    found = quick([model], outputs.work)
+    history.mkdir()
+    with pytest.raises(InputError, match=r"h\.jsonl: got Is a directory, expected a file to append to"):
+        outputs.save(found)
+    assert not (tmp_path / "r.json").exists()
+    history.rmdir()
+    outputs.check()
+    again = quick([model], outputs.work)
+    assert measured == ["feeds-0", "feeds-1"]
+    outputs.save(again)
+    assert (tmp_path / "r.json").read_text() == history.read_text()
+    assert not outputs.work.exists()
 
 
 def test_results_are_never_overwritten(tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ def test_bad_input_is_one_message_and_status_2(
     assert {path for path in tmp_path.iterdir() if path.name != ".work"} == before
 
 
+def test_an_interruption_promises_only_what_every_verb_keeps(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measure", measure)
+    status, result, told = lathe(capsys, "bench", model)
+    assert (status, result["error"]) == (130, "Interrupted")
+    assert result["message"] == "interrupted; the same command goes on, or begins anew where the verb keeps nothing"
+    assert "Traceback" not in told
+
+
 def test_a_file_that_is_not_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("not a model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,25 @@ def test_the_same_measurement_is_remembered_once(original: Path, tmp_path: Path)
     once, _ = remembered(job, same)
     assert remembered(job, same) == (once, ())
     assert len(once) == 1
+
+
+def test_another_accuracy_of_the_same_measurement_is_remembered(original: Path, tmp_path: Path) -> None:
+    job = task(original, tmp_path / "work")
+    for accuracy in (0.8, 0.7, 0.7):
+        past, doubts = remembered(job, found(original, 0.0005, form="one", accuracy=accuracy))
+        assert doubts == ()
+    _, shipped = history.series(past)
+    assert [point.accuracy and point.accuracy.value for point in shipped.points] == [0.8, 0.7]
+
+
+def test_an_unbounded_accuracy_is_remembered(original: Path, tmp_path: Path) -> None:
+    job, unbounded = task(original, tmp_path / "work"), found(original, 0.0005, form="one", accuracy=0.8)
+    interval = Interval(0.8, float("-inf"), 1.0)
+    certificates = {name: replace(each, candidate=interval) for name, each in unbounded.certificates.items()}
+    for _ in range(2):
+        past, doubts = remembered(job, replace(unbounded, certificates=certificates))
+        assert doubts == ()
+    assert [each.model(SHIPPED).accuracy for each in past] == [interval]
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -188,11 +188,18 @@ def test_integers_are_not_tried_on_cuda(original: Path) -> None:
     assert unfit(Candidate("c", original, "cleanup,quantize-static"), "cpu") is None
 
 
-def test_a_half_model_is_widened_before_anything_else(tmp_path: Path) -> None:
+def test_a_half_model_is_also_widened_on_a_cpu_and_with_data(tmp_path: Path) -> None:
     half = graphs.save(graphs.build(graphs.HALF), tmp_path / "half.onnx")
-    assert all(each.passes.startswith("widen,cleanup") for each in default_candidates(half, with_data=True))
     full = graphs.save(graphs.build(graphs.CONV_CHAIN), tmp_path / "full.onnx")
-    assert all(each.passes.startswith("cleanup") for each in default_candidates(full, with_data=True))
+    names = [each.passes for each in default_candidates(half, with_data=True)]
+    assert names[:3] == ["cleanup", "cleanup,keep-skip-apart", "widen,cleanup"]
+    assert all(name.startswith("widen,cleanup") for name in names[2:])
+    for others in (
+        default_candidates(full, with_data=True),
+        default_candidates(half, with_data=False),
+        default_candidates(half, with_data=True, provider="cuda"),
+    ):
+        assert not any("widen" in each.passes for each in others)
 
 
 def test_a_pass_that_cannot_be_applied_is_a_reason_not_an_error(

@@ -165,6 +165,12 @@ def plain_triangle(hessian: Wide) -> Wide:
     return np.asarray(np.linalg.cholesky(np.linalg.inv(hessian)).T, np.float64)
 
 
+def test_moments_that_have_no_factors_are_damped_until_they_do() -> None:
+    gram = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
+    upper = gptq.order_of(gram, by_activation=False).upper.astype(np.float64)
+    np.testing.assert_allclose(np.linalg.inv(upper.T @ upper), gram + 10.0 * np.eye(2), rtol=1e-5)
+
+
 def plain_gptq(weight: Floats, x: Floats, scheme: BlockScheme) -> tuple[Floats, Floats]:
     """Return levels and real weights of ``[inputs, outputs]`` as the paper says it, a column at a time, in float64."""
     hessian = 2.0 * x.T.astype(np.float64) @ x.astype(np.float64)

@@ -303,3 +303,41 @@ def test_bad_input_is_named(tmp_path: Path):
         Equalize().plan(ir.from_proto(graphs.build(graphs.QUANTIZED)), None, None)
     with pytest.raises(UnsupportedModelError, match="got no pair of layers to equalize"):
         Equalize(exclude=("first",)).plan(model, None, None)
+
+
+VECTORS = """
+vectors (float[8] x, float[8, 8] other) => (float[8] y)
+<float[8, 8] w1, float[8, 8] w2>
+{
+  [first] a = MatMul (x, w1)
+  [act] r = Relu (a)
+  [mix] z = MatMul (other, r)
+  [second] y = MatMul (z, w2)
+}
+"""
+
+
+def test_a_product_with_a_vector_moves_the_axis_of_the_channels(tmp_path: Path):
+    path = repairs.source(tmp_path, VECTORS, {"w1": np.geomspace(1.0, 100.0, 8)})
+    with pytest.raises(UnsupportedModelError, match="MatMul does not pass a factor on"):
+        Equalize().plan(files.load(path), None, None)
+
+
+BILINEAR = """
+bilinear (float[N, 8] x) => (float[N, 4] y)
+<float[8, 16] w1, float[8, 16] w2, float[16, 4] w3>
+{
+  [left] a = MatMul (x, w1)
+  [right] b = MatMul (x, w2)
+  [product] c = Mul (a, b)
+  [last] y = MatMul (c, w3)
+}
+"""
+
+
+def test_one_of_two_factors_is_scaled(tmp_path: Path):
+    path = repairs.source(tmp_path, BILINEAR, {"w1": np.geomspace(1.0, 100.0, 16)})
+    _, edit = repairs.repair(path, Equalize())
+    assert [(each.node, each.reason) for each in edit.refused if each.node == "right"] == [
+        ("right", "'y' reads a product with what another layer makes")
+    ]

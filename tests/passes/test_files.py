@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lathe.passes import files
-from onnx_lathe.runtime.errors import ModelFileError
+from onnx_lathe.runtime import tensors
+from onnx_lathe.runtime.errors import ModelFileError, OutputError
 from onnx_lathe.runtime.samples import Array
 from onnx_lathe.runtime.session import Session
 from tests import graphs
@@ -119,3 +120,57 @@ def test_a_lazy_tensor_is_computed_only_as_it_is_written(external: Path, tmp_pat
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"absent\.onnx"):
         files.load(tmp_path / "absent.onnx")
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose weights lie beside it, in the file that is called after another model."""
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(files, "INLINE_BELOW_BYTES", 16)
+    files.save(files.load(graphs.save(graphs.build(graphs.PERCEPTRON), tmp_path / "p.onnx")), tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").rename(tmp_path / "original.onnx")
+    return tmp_path / "original.onnx"
+
+
+def test_weights_of_another_model_are_not_written_over(large: Path) -> None:
+    target = large.with_name("model.onnx")
+    with pytest.raises(OutputError, match=r"model\.onnx\.data: got a file that is there and is not that of a model"):
+        files.save(files.load(large), target)
+    assert not target.exists()
+    Session(large)
+
+
+def test_weights_of_another_model_are_not_removed(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 2**28)
+    files.save(files.load(large), large.with_name("model.onnx"))
+    Session(large)
+    Session(large.with_name("model.onnx"))
+
+
+def test_own_weights_are_replaced_and_removed(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = large.with_name("copy.onnx")
+    for _ in range(2):
+        files.save(files.load(large), target)
+    assert target.with_name("copy.onnx.data").exists()
+    monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 2**28)
+    files.save(files.load(large), target)
+    assert not target.with_name("copy.onnx.data").exists()
+
+
+def test_constants_whose_values_lie_in_a_file_move_along(tmp_path: Path) -> None:
+    model = graphs.build(graphs.CONSTANT_WEIGHT)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    onnx.save_model(
+        model,
+        folder / "m.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    target = tmp_path / "other" / "m.onnx"
+    files.save(files.load(folder / "m.onnx"), target)
+    feeds = tensors.random_feeds(target)
+    want, got = Session(folder / "m.onnx").run(feeds), Session(target).run(feeds)
+    assert all(np.array_equal(want[name], got[name]) for name in want)

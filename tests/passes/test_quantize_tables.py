@@ -62,6 +62,14 @@ def test_static_quantization_rounds_tables_too(tmp_path: Path) -> None:
     assert QuantizeStatic(operators=("MatMul",)).plan(files.load(source), samples, None).tables == ()
 
 
+def test_a_table_that_two_lookups_read_is_stored_once(tmp_path: Path) -> None:
+    text = TIED.replace("[same] rows = Identity (x)", "[again] rows = Gather (table, ids)")
+    (done,) = apply(graphs.save(graphs.build(text), tmp_path / "m.onnx"), [QuantizeDynamic()], tmp_path / "q.onnx")
+    assert done.plan["tables"] == ["x", "rows"]
+    stored = [tensor.name for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer if "row" in tensor.name]
+    assert sorted(stored) == ["table_row_scales", "table_rows"]
+
+
 def test_a_row_of_zeros_stays_one(tmp_path: Path) -> None:
     model = graphs.build(TIED)
     table = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
@@ -104,6 +112,9 @@ def test_a_model_of_lookups_alone_gets_smaller(tmp_path: Path) -> None:
     )
     (done,) = apply(graphs.save(graphs.build(text), tmp_path / "m.onnx"), [QuantizeDynamic()], tmp_path / "q.onnx")
     assert (done.plan["layers"], done.plan["tables"]) == ([], ["x"])
+    model = files.load(tmp_path / "m.onnx")
+    edit = QuantizeDynamic().plan(model, None, None)
+    assert [edit(model).modified, edit(model).modified] == [True, False]
     assert (tmp_path / "q.onnx").stat().st_size < 0.5 * (tmp_path / "m.onnx").stat().st_size
 
 

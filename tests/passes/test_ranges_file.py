@@ -87,6 +87,29 @@ def test_a_range_that_does_not_fit_is_named(
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"), [({"ranges": "mse"}, "mse"), ({"ranges": "percentile", "percentile": 90.0}, "percentile 90")]
+)
+def test_ranges_chosen_in_another_way_are_refused(
+    options: dict[str, Any], asked: str, source: Path, file: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"got ranges that were chosen by 'percentile 99\.99', expected by '{asked}'"
+    ) as error:
+        QuantizeStatic(ranges_file=str(file), **options).plan(files.load(source), graphs.samples_for(source), None)
+    assert error.value.where == str(file)
+    assert error.value.mend.startswith("Delete the file")
+
+
+@pytest.mark.parametrize("graph", ["BOTTLENECK", "DEPTHWISE", "ENCODER", "JOINED", "LONE_DEPTHWISE", "RESIDUAL"])
+def test_a_file_of_the_whole_plan_serves_layers_one_by_one(graph: str, tmp_path: Path) -> None:
+    source, path = graphs.save(graphs.build(getattr(graphs, graph)), tmp_path / "m.onnx"), tmp_path / "ranges.json"
+    samples, request = graphs.samples_for(source), QuantizeStatic(ranges_file=str(path))
+    request.plan(files.load(source), samples, None)
+    alone = request.plan_each(files.load(source), None)
+    assert alone == QuantizeStatic().plan_each(files.load(source), samples)
+
+
 def test_a_missing_range_is_named(source: Path, file: Path) -> None:
     content = json.loads(file.read_text())
     del content["values"]["image"]

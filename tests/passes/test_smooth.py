@@ -232,3 +232,21 @@ def test_alpha_is_a_number_or_a_search():
     for text in ("smooth{alpha=2}", "smooth{alpha=seek}"):
         with pytest.raises(PassSpecError, match=r"smooth\{alpha\}"):
             parse(text)
+
+
+@pytest.mark.parametrize("other", ["h", "r"], ids=["squared", "with its Relu"])
+def test_a_layer_that_reads_a_normalization_twice_gets_it_divided_once(other: str, tmp_path: Path):
+    text = f"""
+    twice (float[N, S, 32] x) => (float[N, S, 16] y)
+    <float[32] scale, float[32] shift, float[32, 16] w>
+    {{
+      {NORM}
+      {"[relu] r = Relu (h)" if other == "r" else ""}
+      [product] p = Mul (h, {other})
+      [layer] y = MatMul (p, w)
+    }}
+    """
+    path = block(tmp_path, text)
+    target, edit = repairs.repair(path, Smooth(), samples(path))
+    assert steps(edit) == {"h": (("y",), "multiplied")}
+    assert repairs.operators(target).count("Mul") == 2

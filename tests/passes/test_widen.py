@@ -105,3 +105,62 @@ def test_a_model_in_float32_is_refused(tmp_path: Path) -> None:
     source = graphs.save(graphs.build(graphs.PERCEPTRON), tmp_path / "m.onnx")
     with pytest.raises(UnsupportedModelError, match="widen: got a model that computes nothing in float16 or bfloat16"):
         apply(source, [Widen()], tmp_path / "w.onnx")
+
+
+AWKWARD = {
+    "an output that is cast is read inside": """
+        m (float[2, 4] ids) => (float16[2, 4] y, float16[2, 4] z) <float16[4, 4] w>
+        { y = Cast <to = 10> (ids) z = MatMul (y, w) }
+    """,
+    "a weight is an output": """
+        m (float16[2, 4] ids) => (float16[4, 4] w, float16[2, 4] z) <float16[4, 4] w>
+        { z = MatMul (ids, w) }
+    """,
+    "the name is taken": """
+        m (float16[2, 4] ids) => (float16[2, 4] z) <float16[4, 4] w>
+        { ids_wide = MatMul (ids, w) z = Relu (ids_wide) }
+    """,
+    "an input is an output": """
+        m (float16[2, 4] ids) => (float16[2, 4] ids, float16[2, 4] z) <float16[4, 4] w>
+        { z = MatMul (ids, w) }
+    """,
+    "a loop carries it": """
+        m (float16[2, 4] ids) => (float16[2, 4] z) <float16[4, 4] w, int64 n = {2}, bool yes = {1}>
+        {
+          z = Loop (n, yes, ids) <body = b (int64 i, bool c, float16[2, 4] s) => (bool d, float16[2, 4] t)
+            { d = Identity (c) t = MatMul (s, w) }>
+        }
+    """,
+    "a sequence inside": """
+        m (float16[2, 4] ids) => (float16[2, 4] z) <float16[4, 4] w>
+        { a = MatMul (ids, w) s = SplitToSequence <axis = 0> (a) z = ConcatFromSequence <axis = 0> (s) }
+    """,
+}
+
+
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
+def test_awkward_models_stay_what_they_are(text: str, tmp_path: Path) -> None:
+    model = graphs.build(text)
+    if "SplitToSequence" in text:
+        half = onnx.TensorProto.FLOAT16
+        model.graph.value_info.append(onnx.helper.make_tensor_sequence_value_info("s", half, None))
+    source, target = graphs.save(model, tmp_path / "m.onnx"), tmp_path / "w.onnx"
+    (done,) = apply(source, [Widen()], target)
+    assert done.changed
+    ids = np.linspace(-1, 1, 8).reshape(2, 4)
+    feeds = {"ids": ids.astype(np.float32 if "float[2, 4] ids" in text else np.float16)}
+    want, got = Session(source).run(feeds), Session(target).run(feeds)
+    for name, array in want.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_allclose(got[name].astype(np.float32), array.astype(np.float32), rtol=4e-3, atol=4e-3)
+    loaded = files.load(target)
+    assert not Widen()(loaded).modified
+
+
+def test_a_sequence_as_output_is_refused(tmp_path: Path) -> None:
+    model = graphs.build(AWKWARD["a sequence inside"].replace("z = ConcatFromSequence <axis = 0> (s)", "z = Relu (a)"))
+    half = onnx.TensorProto.FLOAT16
+    model.graph.output.append(onnx.helper.make_tensor_sequence_value_info("s", half, None))
+    source = graphs.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedModelError, match=r"widen: 's': got an input or output of type Sequence.*one tensor"):
+        apply(source, [Widen()], tmp_path / "w.onnx")

@@ -41,3 +41,21 @@ def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_that_the_disk_does_not_take_is_said(tmp_path: Path) -> None:
+    wanted = r"got a place that cannot be written at \(File name too long\)"
+    with pytest.raises(OutputError, match=wanted), staged(tmp_path / ("x" * 300)) as part:
+        part.write_text("much")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_no_folder_can_be_made_is_said() -> None:
+    place = Path("/proc/x.onnx")
+    with pytest.raises(OutputError, match=r"^/proc/x\.onnx: got a place that cannot be written at"), staged(place):
+        pass
+
+
+def test_errors_of_other_files_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged(tmp_path / "x"):
+        (tmp_path / "not there").read_text()
