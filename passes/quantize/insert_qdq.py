@@ -17,6 +17,7 @@ from onnx_lathe.passes.oracle import Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.check import check_operators, check_parts
+from onnx_lathe.passes.quantize.check_constants import check_constants
 from onnx_lathe.passes.quantize.grid import GridFit
 from onnx_lathe.passes.quantize.layers import Layer, constant, is_quantized, read_layer, result_name
 from onnx_lathe.passes.quantize.plan import PlannedLayer
@@ -115,13 +116,16 @@ class InsertQDQ(Edit):
         self.call(model)
 
     def check(self, before: Path, after: Path, feeds: Feeds) -> Sequence[Check]:
-        """Compare the whole graph with the unfused one, and each integer operator with numpy."""
-        return (*super().check(before, after, feeds), check_operators(after, feeds))
+        """Compare the whole graph with the unfused one, integer operators with numpy, levels with the float values."""
+        whole = super().check(before, after, feeds)
+        return (*whole, *check_operators(after, feeds), *self._check_constants(before, after))
 
     def check_parts(self, before: Path, after: Path) -> Sequence[Check]:
-        """Compare some integer operators, each run alone, with numpy."""
-        del before
-        return (check_parts(after),)
+        """Compare some integer operators, each run alone, with numpy, and levels with the float values."""
+        return (*check_parts(after), *self._check_constants(before, after))
+
+    def _check_constants(self, before: Path, after: Path) -> Sequence[Check]:
+        return check_constants(before, after, [layer.result for layer in self.layers], self.tables, self.weights.limit)
 
 
 def _round_constants(

@@ -138,7 +138,9 @@ def test_the_oracle_finds_a_wrong_scale(tmp_path: Path) -> None:
         if tensor.name == "w2_quantized_scale":
             tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(wrong, tmp_path / "wrong.onnx")
-    whole, operators = result.edit.check(result.source, tmp_path / "wrong.onnx", tensors.random_feeds(result.source))
+    whole, operators, *_ = result.edit.check(
+        result.source, tmp_path / "wrong.onnx", tensors.random_feeds(result.source)
+    )
     assert not whole.passed
     assert operators.scope == "3 of 3 integer operators"
 

@@ -313,7 +313,7 @@ def test_the_oracle_finds_a_wrong_weight(tmp_path: Path) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(wrong, tmp_path / "wrong.onnx")
     feeds = graphs.samples_for(result.source).batches[0]
-    whole, operators = result.edit.check(result.source, tmp_path / "wrong.onnx", feeds)
+    whole, operators, *_ = result.edit.check(result.source, tmp_path / "wrong.onnx", feeds)
     assert not whole.passed
     assert whole.unit == "dB"
     # The file is consistent in itself: each operator computes what it says.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnx_lathe.passes import files, registry
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.oracle import Tolerance
 from onnx_lathe.passes.prune.request import Prune
-from onnx_lathe.passes.quantize import numeric
+from onnx_lathe.passes.quantize import numeric, streamed
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.request import Request, SelfPlanned
@@ -119,10 +119,30 @@ def test_of_a_large_model_single_operators_are_run_and_not_the_whole(
     monkeypatch.setattr("onnx_lathe.passes.run.WHOLE_MODEL_BYTES", 0)
     samples = graphs.samples_for(source)
     (done,) = apply(source, [request_], tmp_path / "out.onnx", samples=samples)
-    (check,) = done.checks
+    check, stored = done.checks
     assert check.scope.endswith(checked)
     assert check.what == "integer operators against numpy"
     assert 0.0 < check.measured <= 1.0
+    assert stored.what == "stored levels against the float values"
+    assert 0.3 < stored.measured <= stored.limit
+
+
+@pytest.mark.parametrize("request_", [QuantizeDynamic(), QuantizeStatic()])
+@pytest.mark.parametrize("graph", [graphs.PERCEPTRON, graphs.RESIDUAL])
+def test_levels_that_do_not_stand_for_the_weights_are_found(
+    graph: str, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = graphs.save(graphs.build(graph), tmp_path / "source.onnx")
+    right = streamed.quantized
+
+    def wrong(*given: Any, **more: Any) -> Array:
+        levels = right(*given, **more).copy()
+        levels.reshape(-1)[0] ^= 1
+        return levels
+
+    monkeypatch.setattr(streamed, "quantized", wrong)
+    with pytest.raises(OracleError, match=r"got 1(\.\d+)? steps \(stored levels|got 0\.\d+ steps \(stored levels"):
+        apply(source, [request_], tmp_path / "out.onnx", samples=graphs.samples_for(source))
 
 
 def test_a_wrong_operator_of_a_large_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
