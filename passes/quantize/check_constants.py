@@ -60,9 +60,7 @@ def _layer_steps(old: ir.Node, new: ir.Node, limit: int) -> float:
     assert isinstance(layer, Layer), "what was planned is a layer"
     rows = slice(0, ROWS)
     values = layer.weight.arrange(files.view(layer.weight.tensor).numpy())[rows].astype(np.float64) * layer.alpha
-    levels, scales = _integers(new)
-    if levels.shape != layer.weight.shape:
-        levels = levels.T
+    levels, scales = _integers(new, transposed=layer.node.op_type == "Gemm" and layer.axis == 0)
     along = params.along(scales.reshape(-1) if scales.size > 1 else scales.reshape(()), layer.axis, values.ndim)
     if layer.axis == 0 and along.ndim:
         along = along[rows]
@@ -70,8 +68,13 @@ def _layer_steps(old: ir.Node, new: ir.Node, limit: int) -> float:
     return float(np.abs(levels[rows] - exact).max(initial=0.0))
 
 
-def _integers(node: ir.Node) -> tuple[Wide, Wide]:
-    """Return the levels of a layer's weight, without their zero point, and their scales."""
+def _integers(node: ir.Node, *, transposed: bool) -> tuple[Wide, Wide]:
+    """Return the levels of a layer's weight, without their zero point, and their scales.
+
+    Args:
+        node: What writes the layer's result now.
+        transposed: Whether the layer's weight has its outputs first, which a MatMulInteger has last.
+    """
     factors: ir.Value | None = None
     # Behind a layer stand its scaling and bias, and where its result is an output the rounding of that.
     while node.op_type not in _PRODUCTS:
@@ -80,7 +83,8 @@ def _integers(node: ir.Node) -> tuple[Wide, Wide]:
         node = _producer(node.inputs[0])
     if node.op_type in ("MatMulInteger", "ConvInteger"):
         levels = _array(node.inputs[1]).astype(np.float64) - _array(node.inputs[3]).astype(np.float64)
-        return levels, _array(_producer(factors).inputs[1]).astype(np.float64)
+        scales = _array(_producer(factors).inputs[1]).astype(np.float64)
+        return levels.T if transposed else levels, scales
     dequantize = _producer(node.inputs[1])
     return _array(dequantize.inputs[0]).astype(np.float64), _array(dequantize.inputs[1]).astype(np.float64)
 

@@ -127,6 +127,19 @@ def test_of_a_large_model_single_operators_are_run_and_not_the_whole(
     assert 0.3 < stored.measured <= stored.limit
 
 
+SQUARE = """
+square (float[N, 24] x) => (float[N, 24] y) <float[24, 24] w, float[24, 24] v>
+{ h = Gemm <transB = 1> (x, w) y = MatMul (h, v) }
+"""
+
+
+@pytest.mark.parametrize("request_", [QuantizeDynamic(), QuantizeStatic()])
+def test_square_weights_are_compared_the_right_way_round(request_: Request, tmp_path: Path) -> None:
+    source = graphs.save(graphs.build(SQUARE), tmp_path / "source.onnx")
+    (done,) = apply(source, [request_], tmp_path / "out.onnx", samples=graphs.samples_for(source))
+    assert all(check.passed for check in done.checks)
+
+
 @pytest.mark.parametrize("request_", [QuantizeDynamic(), QuantizeStatic()])
 @pytest.mark.parametrize("graph", [graphs.PERCEPTRON, graphs.RESIDUAL])
 def test_levels_that_do_not_stand_for_the_weights_are_found(
