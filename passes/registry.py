@@ -11,13 +11,14 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 from urllib.parse import quote, unquote
 
 from pydantic import TypeAdapter, ValidationError
 
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.fuse.skip import KeepSkipApart
+from onnx_lathe.passes.options import kind
 from onnx_lathe.passes.precision.widen import Widen
 from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.prune.sparsify import Sparsify
@@ -105,7 +106,7 @@ def build(name: str, options: Mapping[str, Any]) -> Request:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a pass: its name, its type and its default, as text."""
+    """An option of a pass: its name, what values it takes, and its default, as text."""
 
     name: str
     kind: str
@@ -125,12 +126,20 @@ def catalogue() -> tuple[Entry, ...]:
     """Return every pass with its options."""
     entries: list[Entry] = []
     for name, request in PASSES.items():
+        hints = get_type_hints(request, include_extras=True)
         options = tuple(
-            Option(field.name, str(field.type), str(field.default))
+            Option(field.name, kind(hints[field.name]), _shown(field.default))
             for field in dataclasses.fields(_as_dataclass(request))
         )
         entries.append(Entry(name, (request.__doc__ or "").strip().split("\n")[0], options))
     return tuple(entries)
+
+
+def _shown(default: Any) -> str:
+    """Return a default as the command line takes it; what cannot be spelled there is "none"."""
+    if default is None or default == ():
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else _text(default)
 
 
 def spell(requests: Request | Sequence[Request]) -> str:

@@ -187,7 +187,8 @@ def _reason(found: Found) -> str:
     needed = f"about {certificate.needed:,} samples" if certificate.needed else "a larger budget"
     return (
         f"The drop of {certificate.metric} is not certified within {100 * certificate.max_drop:g} points: its "
-        f"95 % bound is {100 * certificate.bound:.2f} with {certificate.samples} samples; it would take {needed}."
+        f"95 % bound is {100 * certificate.bound:.2f} with {certificate.samples} samples, the part of the data that is "
+        f"kept for this; it would take {needed} there."
     )
 
 

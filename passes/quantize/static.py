@@ -135,7 +135,7 @@ class QuantizeStatic(Request):
         if samples is None:
             raise SamplesError(
                 self.name,
-                got="no samples",
+                got="no samples" + (f", and no file {self.ranges_file}" if self.ranges_file else ""),
                 expected="calibration samples, from which the ranges of values are read",
                 mend="Give some hundred typical samples with --data, or use quantize-dynamic, which needs none.",
             )

@@ -11,6 +11,8 @@ import pytest
 
 from onnx_lathe.passes import files
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
+from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
+from onnx_lathe.passes.run import apply
 from onnx_lathe.runtime.samples import Array
 from onnx_lathe.runtime.session import Session
 from tests import graphs
@@ -232,3 +234,10 @@ mean (float[N, 3, 5, 5] x) => (float{shape} y)
 }}
 """)
     assert operators(model) == left
+
+
+def test_a_model_that_rounds_as_it_runs_is_cleaned_up(tmp_path: Path) -> None:
+    source = graphs.save(graphs.build(graphs.PERCEPTRON), tmp_path / "m.onnx")
+    apply(source, [QuantizeDynamic()], tmp_path / "q.onnx")
+    (done,) = apply(tmp_path / "q.onnx", [Cleanup()], tmp_path / "c.onnx")
+    assert [check.unit for check in done.checks] in ([], ["dB"])

@@ -13,7 +13,7 @@ from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.static import QuantizeStatic
-from onnx_lathe.passes.registry import PASSES, build, parse, spell, to_json
+from onnx_lathe.passes.registry import PASSES, build, catalogue, parse, spell, to_json
 from onnx_lathe.passes.request import Request
 from onnx_lathe.runtime.errors import PassSpecError
 
@@ -101,3 +101,18 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
 def test_json_of_a_wrong_type_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(PassSpecError, match=r"prune\{"):
         build("prune", options)
+
+
+def test_the_catalogue_says_what_values_an_option_takes() -> None:
+    options = {entry.name: {option.name: option for option in entry.options} for entry in catalogue()}
+    assert options["quantize-weights"]["bits"].kind == "4 or 8"
+    assert options["quantize-weights"]["method"].kind == "rtn, hqq or gptq"
+    assert options["quantize-weights"]["operators"].kind == "one or more of Gemm or MatMul, joined by |"
+    assert options["quantize-static"]["percentile"].kind == "a number over 0 and at most 100"
+    assert options["quantize-static"]["weight_bits"].kind == "7 or 8 or none"
+    assert (options["quantize-static"]["exclude"].kind, options["quantize-static"]["exclude"].default) == (
+        "one or more of text, joined by |",
+        "none",
+    )
+    assert (options["smooth"]["insert"].kind, options["smooth"]["insert"].default) == ("true or false", "true")
+    assert options["quantize-weights"]["operators"].default == "Gemm|MatMul"
