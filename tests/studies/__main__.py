@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tests.studies import accuracy, coverage, large, verdicts
+from tests.studies import coverage, large, verdicts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -60,7 +60,10 @@ def compare_quantizers(
     ] = None,
     only: Annotated[str | None, typer.Option(help="One network alone.")] = None,
 ) -> None:
-    """Quantize trained networks by every form and every rival: accuracy, flips and speed."""
+    """Quantize trained networks by every form and every rival: accuracy, flips and speed; needs pyarrow as well."""
+    # Its data needs packages that nothing else here does.
+    from tests.studies import accuracy
+
     chosen = [network for network in accuracy.NETWORKS if only in (None, network.name)]
 
     def say(text: str) -> None:
