@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from onnx_lathe.benchmarks import environment, load_suite, schema
+from onnx_lathe.benchmarks import environment, schema
 from onnx_lathe.benchmarks.gate import apart, slowdown
 from onnx_lathe.benchmarks.load_suite import LoadSuite
 from onnx_lathe.benchmarks.result import Interval, Measurement
-from onnx_lathe.benchmarks.suite import SCHEMA, Case, Suite
+from onnx_lathe.benchmarks.suite import Case, Suite
 from onnx_lathe.benchmarks.verdict import EQUAL
 from onnx_lathe.runtime.errors import InputError
 
@@ -173,7 +173,7 @@ def read(file: Path) -> tuple[Result, ...]:
 
 
 def _parse(line: str, source: str) -> Result:
-    kinds: dict[str, type[Result]] = {SCHEMA: Suite, load_suite.SCHEMA: LoadSuite}
+    kinds: dict[str, type[Result]] = {kind.SCHEMA: kind for kind in (Suite, LoadSuite)}
     return schema.load_any(
         kinds, line, source, mend="Measure again, with `lathe bench --append`, or take the line out."
     )

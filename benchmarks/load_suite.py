@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.load_verdict import Contest, contests, labelled
 from onnx_lathe.benchmarks.result import Comparison
 from onnx_lathe.benchmarks.scenarios import MaxRate, OfflineResult, ServerResult
+from onnx_lathe.benchmarks.schema import Versioned
 from onnx_lathe.benchmarks.suite import BenchedModel, Conditions
 from onnx_lathe.benchmarks.verdict import compare_all
-
-SCHEMA = "onnx-lathe/load/1"
 
 Scenario = Literal["offline", "server"]
 LoadResult = OfflineResult | ServerResult | tuple[MaxRate, ...]
@@ -34,7 +32,7 @@ class LoadCase:
 
 
 @dataclass(frozen=True)
-class LoadSuite:
+class LoadSuite(Versioned):
     """Everything that one ``lathe bench --scenario`` found, raw times included.
 
     Attributes:
@@ -44,23 +42,13 @@ class LoadSuite:
         cases: In order.
     """
 
+    SCHEMA: ClassVar[str] = "onnx-lathe/load/1"
+    REMEDY: ClassVar[str] = "Measure again, with `lathe bench --scenario -o`."
+
     taken: str
     scenario: Scenario
     models: tuple[BenchedModel, ...]
     cases: tuple[LoadCase, ...]
-
-    def to_json(self) -> str:
-        """Return the result as one line of JSON with its schema and version; `from_json` reads it."""
-        return schema.dump(self, SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "result") -> Self:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError: It is not JSON, of another schema, or lacks something.
-        """
-        return schema.load(cls, SCHEMA, text, source, mend="Measure again, with `lathe bench --scenario -o`.")
 
 
 def judged_together(cases: Sequence[LoadCase]) -> tuple[LoadCase, ...]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from onnx_lathe.benchmarks import schema
-
-SCHEMA = "onnx-lathe/measurement/2"
+from onnx_lathe.benchmarks.schema import Versioned
 
 Verdict = Literal["faster", "slower", "no difference", "inconclusive"]
 
@@ -77,7 +75,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Versioned):
     """One interleaved run over several subjects.
 
     Attributes:
@@ -86,6 +84,8 @@ class Measurement:
         canary: Seconds of a fixed kernel before each block: how steady the machine was.
         environment: CPU, memory, versions, load (`onnx_lathe.benchmarks.environment`).
     """
+
+    SCHEMA: ClassVar[str] = "onnx-lathe/measurement/2"
 
     timings: tuple[Timing, ...]
     comparisons: tuple[Comparison, ...]
@@ -99,23 +99,6 @@ class Measurement:
     def speed(self, name: str) -> Comparison:
         """Return the comparison of the subject called ``name`` with the first."""
         return next(comparison for comparison in self.comparisons if comparison.name == name)
-
-    def to_json(self) -> str:
-        """Return the measurement as JSON with its schema and version; `from_json` reads it."""
-        return schema.dump(self, SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "measurement") -> Self:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: The JSON.
-            source: Where it comes from, for messages.
-
-        Raises:
-            InputError: It is not JSON, of another schema, or lacks something.
-        """
-        return schema.load(cls, SCHEMA, text, source)
 
 
 @dataclass(frozen=True)

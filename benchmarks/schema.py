@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
@@ -12,6 +12,31 @@ from pydantic_core import to_json
 from onnx_lathe.runtime.errors import InputError
 
 T = TypeVar("T")
+
+
+class Versioned:
+    """Base of dataclasses that are kept as JSON with their schema and version."""
+
+    SCHEMA: ClassVar[str]
+    REMEDY: ClassVar[str] = "Measure again."
+    """What to do where one cannot be read."""
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON; `from_json` reads it."""
+        return dump(self, self.SCHEMA)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "result") -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON.
+            source: Where it comes from, for messages.
+
+        Raises:
+            InputError: It is not JSON, of another schema, or lacks something.
+        """
+        return load(cls, cls.SCHEMA, text, source, cls.REMEDY)
 
 
 def dump(value: object, schema: str) -> str:

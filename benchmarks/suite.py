@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar
 
-from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Interval, Measurement
+from onnx_lathe.benchmarks.schema import Versioned
 from onnx_lathe.benchmarks.verdict import compare_all
-
-SCHEMA = "onnx-lathe/bench/2"
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Suite:
+class Suite(Versioned):
     """Everything that one ``lathe bench`` found, raw samples included.
 
     Attributes:
@@ -89,6 +87,9 @@ class Suite:
         cases: In order.
     """
 
+    SCHEMA: ClassVar[str] = "onnx-lathe/bench/2"
+    REMEDY: ClassVar[str] = "Measure again, with `lathe bench -o`."
+
     taken: str
     models: tuple[BenchedModel, ...]
     cases: tuple[Case, ...]
@@ -96,19 +97,6 @@ class Suite:
     def model(self, name: str) -> BenchedModel:
         """Return the model called ``name``."""
         return next(model for model in self.models if model.name == name)
-
-    def to_json(self) -> str:
-        """Return the result as one line of JSON with its schema and version; `from_json` reads it."""
-        return schema.dump(self, SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "result") -> Self:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError: It is not JSON, of another schema, or lacks something.
-        """
-        return schema.load(cls, SCHEMA, text, source, mend="Measure again, with `lathe bench -o`.")
 
 
 def judged_together(cases: Sequence[Case]) -> tuple[Case, ...]:

@@ -42,10 +42,13 @@ class Edit(ir.passes.InPlacePass, ABC):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Change ``model`` and say whether its serialized form differs."""
 
+    refusals: tuple[Refusal, ...] = ()
+    """What is left alone, and why; a plan that leaves anything alone has a field of this name."""
+
     @property
     def refused(self) -> Sequence[Refusal]:
         """What was left alone, and why."""
-        return ()
+        return self.refusals
 
     def describe(self) -> Mapping[str, Any]:
         """Return the plan as a JSON-able value: names and numbers, no weights."""

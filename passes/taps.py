@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -15,6 +17,61 @@ from onnx_lathe.passes import files
 from onnx_lathe.runtime.errors import SamplesError, TensorError
 from onnx_lathe.runtime.samples import Array, Feeds, Samples
 from onnx_lathe.runtime.session import Session
+
+BATCH = 8
+"""The most samples in one run of who reads much: all values of a batch are in memory together."""
+
+T = TypeVar("T")
+
+
+def need_samples(name: str, samples: Samples | None, purpose: str, otherwise: str = "") -> Samples:
+    """Return ``samples``, or raise SamplesError where there are none.
+
+    Args:
+        name: The pass.
+        samples: What the user gave.
+        purpose: What they are for, as in "from which ...".
+        otherwise: What to do without any, as in ", or use ...".
+    """
+    if samples is None:
+        raise SamplesError(
+            name,
+            got="no samples",
+            expected=f"calibration samples, {purpose}",
+            mend=f"Give some hundred typical samples with --data{otherwise}.",
+        )
+    return samples
+
+
+def not_finite_on(where: str) -> SamplesError:
+    """Return the error for a value that is NaN or infinite as a network runs on samples, called ``where``."""
+    return SamplesError(
+        where,
+        got="NaN or infinity as the network runs",
+        expected="finite values",
+        mend="Check that the samples are prepared as in training and that the float model is sound.",
+    )
+
+
+def check_finite(found: Array, name: str, samples: Samples) -> None:
+    """Raise SamplesError where what was found of the value called ``name`` on ``samples`` is not finite."""
+    if not np.isfinite(found).all():
+        raise not_finite_on(f"{samples.source}: value {name!r}")
+
+
+def portions(items: Iterable[T], size: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Yield items in order, as many together as the budget holds by their sizes, and at least one."""
+    portion: list[T] = []
+    used = 0
+    for item in items:
+        needed = size(item)
+        if portion and used + needed > budget:
+            yield portion
+            portion, used = [], 0
+        portion.append(item)
+        used += needed
+    if portion:
+        yield portion
 
 
 def tap(model: ir.Model, names: Sequence[str], samples: Samples, batch: int = 16) -> Iterator[dict[str, Array]]:

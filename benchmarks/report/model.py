@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from onnx_lathe.benchmarks import schema
 from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.limits import ModelRoofline
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Interval, Measurement
+from onnx_lathe.benchmarks.schema import Versioned
 from onnx_lathe.benchmarks.suite import Suite
 from onnx_lathe.runtime.difference import GraphDifference
-
-SCHEMA = "onnx-lathe/report/2"
 
 Status = Literal["certified", "uncertified", "exact", "original kept"]
 """Of what ships: its drop is certified within the budget; it is not; it is an exact rewrite, accuracy not judged; it is
@@ -175,7 +173,7 @@ class AppliedEdit:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Versioned):
     """The whole report.
 
     Attributes:
@@ -202,6 +200,9 @@ class Report:
         warnings: What the reader must know before relying on a figure.
         command: What makes this report again.
     """
+
+    SCHEMA: ClassVar[str] = "onnx-lathe/report/2"
+    REMEDY: ClassVar[str] = "Make the report again."
 
     # A comparison in dB is infinite where two graphs agree to the bit, and JSON has no infinity.
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
@@ -231,20 +232,3 @@ class Report:
     def chosen(self) -> Rung | None:
         """The rung that ships; None where no rung is marked."""
         return next((rung for rung in self.rungs if rung.chosen), None)
-
-    def to_json(self) -> str:
-        """Return the report as JSON with its schema and version; `from_json` reads it."""
-        return schema.dump(self, SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "report") -> Self:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: The JSON.
-            source: Where it comes from, for messages.
-
-        Raises:
-            InputError: It is not JSON, of another schema, or lacks something.
-        """
-        return schema.load(cls, SCHEMA, text, source, mend="Make the report again.")

@@ -91,11 +91,6 @@ class PruneEdit(Edit):
     refits: tuple[Refit, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What was left alone, and why."""
-        return self.refusals
-
     def describe(self) -> Mapping[str, Any]:
         """Return the groups with their members, and what least squares gained."""
         return {

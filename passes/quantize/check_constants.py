@@ -59,7 +59,7 @@ def _layer_steps(old: ir.Node, new: ir.Node, limit: int) -> float:
     layer = read_layer(old)
     assert isinstance(layer, Layer), "what was planned is a layer"
     rows = slice(0, ROWS)
-    values = layer.weight.arrange(files.view(layer.weight.tensor).numpy())[rows].astype(np.float64) * layer.alpha
+    values = layer.weight.read()[rows].astype(np.float64) * layer.alpha
     levels, scales = _integers(new, transposed=layer.node.op_type == "Gemm" and layer.axis == 0)
     along = params.along(scales.reshape(-1) if scales.size > 1 else scales.reshape(()), layer.axis, values.ndim)
     if layer.axis == 0 and along.ndim:
@@ -109,4 +109,4 @@ def _producer(value: ir.Value | None) -> ir.Node:
 def _array(value: ir.Value | None) -> Array:
     found = constant(value)
     assert found is not None, "levels and scales are constants"
-    return found.arrange(files.view(found.tensor).numpy())
+    return found.read()

@@ -53,6 +53,7 @@ class QuantizeDynamic(Request):
 
     Attributes:
         per_channel: Whether each output channel of a weight has its own scale.
+        power_of_two: Whether the scales of weights are powers of two; those of inputs follow them as the model runs.
         weight_exponent: The step of every weight is 2 to this power instead of one that is read from the weights, which
             are rounded by ``round(w / 2^k) 2^k``; entries beyond the 8 bits are clamped.
         weight_bits: 8, or 7 for CPUs whose 8-bit products saturate; None decides by the CPU at hand.
@@ -64,6 +65,7 @@ class QuantizeDynamic(Request):
     name: ClassVar[str] = "quantize-dynamic"
 
     per_channel: bool = True
+    power_of_two: bool = False
     weight_exponent: WeightExponent | None = None
     weight_bits: Literal[7, 8] | None = None
     operators: tuple[Literal["Conv", "Gemm", "MatMul", "Gather"], ...] = ("Conv", "Gemm", "MatMul", "Gather")
@@ -82,7 +84,7 @@ class QuantizeDynamic(Request):
         refused += [refusal(layer.node, layer.lone_reason) for layer in layers if layer.lone_reason is not None]
         bits = self.weight_bits or exact_weight_bits(providers.cpu_class())
         per_channel = self.per_channel and self.weight_exponent is None
-        weights = WeightScheme(bits, per_channel, exponent=self.weight_exponent)
+        weights = WeightScheme(bits, per_channel, self.power_of_two, self.weight_exponent)
         layers, fits, empty = fit_to_grid([layer for layer in layers if layer.lone_reason is None], weights)
         refused += empty
         tables, small = find_tables(model.graph, self.exclude) if "Gather" in self.operators else ([], [])
@@ -115,11 +117,6 @@ class IntegerProducts(Edit):
     refusals: tuple[Refusal, ...] = ()
     fits: tuple[GridFit, ...] = ()
     tables: tuple[str, ...] = ()
-
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What stays float, and why."""
-        return self.refusals
 
     def describe(self) -> Mapping[str, Any]:
         """Return the plan as JSON."""

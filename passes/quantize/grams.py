@@ -8,12 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lathe.passes.quantize.blockwise import Floats
-from onnx_lathe.passes.taps import tap
+from onnx_lathe.passes.taps import BATCH, portions, tap
 from onnx_lathe.runtime.errors import SamplesError
 from onnx_lathe.runtime.samples import Samples
 
-BATCH = 8
-"""Samples in one run: all observed values of a batch are in memory together."""
 GRAM_BYTES = 2**29
 """Moments that are summed in one pass over the samples; where all take more there are several passes."""
 LARGEST = 2.0**50
@@ -34,7 +32,8 @@ def grams(model: ir.Model, widths: Mapping[str, int], samples: Samples) -> Itera
     Raises:
         SamplesError: The samples do not fit the model, or a value is not finite on them.
     """
-    for group in _groups(widths):
+    item = np.dtype(np.float32).itemsize
+    for group in portions(widths, lambda name: item * widths[name] ** 2, GRAM_BYTES):
         sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in group}
         for values in tap(model, group, samples, BATCH):
             for name, array in values.items():
@@ -49,18 +48,3 @@ def grams(model: ir.Model, widths: Mapping[str, int], samples: Samples) -> Itera
                 sums[name] += rows.T @ rows
         for name in group:
             yield name, sums.pop(name)
-
-
-def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
-    """Yield values together, as many as the budget holds and at least one."""
-    group: list[str] = []
-    used = 0
-    for name, width in widths.items():
-        size = width * width * np.dtype(np.float32).itemsize
-        if group and used + size > GRAM_BYTES:
-            yield group
-            group, used = [], 0
-        group.append(name)
-        used += size
-    if group:
-        yield group

@@ -70,11 +70,6 @@ class InsertQDQ(Edit):
     fits: tuple[GridFit, ...] = ()
     tables: tuple[str, ...] = ()
 
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What stays float, and why."""
-        return self.refusals
-
     def describe(self) -> Mapping[str, Any]:
         """Return the plan as JSON."""
         return {

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_lathe.passes import files
 from onnx_lathe.passes.edit import Refusal
 from onnx_lathe.runtime.errors import PassSpecError, UnsupportedModelError
 from onnx_lathe.runtime.samples import Array
@@ -51,6 +52,10 @@ class Constant:
         """The dimensions as the reader sees them."""
         stored = tuple(int(dim) for dim in self.tensor.shape.numpy())
         return stored if self.perm is None else tuple(stored[axis] for axis in self.perm)
+
+    def read(self) -> Array:
+        """Return the values as the reader sees them, mapped for this once where they lie in a file."""
+        return self.arrange(files.view(self.tensor).numpy())
 
     def arrange(self, stored: Array) -> Array:
         """Return the stored values as the reader sees them."""

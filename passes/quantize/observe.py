@@ -9,13 +9,10 @@ from contextvars import ContextVar
 import onnx_ir as ir
 
 from onnx_lathe.passes.quantize.histogram import Extremes
-from onnx_lathe.passes.taps import feeds_of, sizes, tap
+from onnx_lathe.passes.taps import BATCH, feeds_of, not_finite_on, portions, sizes, tap
 from onnx_lathe.runtime import providers
-from onnx_lathe.runtime.errors import SamplesError
 from onnx_lathe.runtime.samples import Array, Samples
 
-BATCH = 8
-"""The most samples in one calibration run."""
 MEMORY = 512
 """Megabytes (10^6 bytes) that the observed values of one run may take, where nothing else is asked."""
 COUNTED = 2**23
@@ -76,15 +73,7 @@ def schedule(nbytes: Mapping[str, int], budget: int) -> tuple[int, list[list[str
     total = sum(nbytes.values())
     if total <= budget:
         return (min(BATCH, budget // total) if total else BATCH), [list(nbytes)]
-    groups: list[list[str]] = [[]]
-    used = 0
-    for name, size in nbytes.items():
-        if groups[-1] and used + size > budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += size
-    return 1, groups
+    return 1, list(portions(nbytes, nbytes.__getitem__, budget))
 
 
 def _part(array: Array, samples: int, enough: int) -> Array:
@@ -106,9 +95,4 @@ def _take_in(
 
     for name, finite in zip(values, pool.map(update, values), strict=True):
         if not finite:
-            raise SamplesError(
-                f"{run}: value {name!r}",
-                got="NaN or infinity as the network runs",
-                expected="finite values",
-                mend="Check that the samples are prepared as in training and that the float model is sound.",
-            )
+            raise not_finite_on(f"{run}: value {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 
@@ -22,7 +21,7 @@ from onnx_lathe.passes.quantize.blockwise import (
     packed,
     unpacked,
 )
-from onnx_lathe.runtime import providers
+from onnx_lathe.passes.quantize.streamed import in_parallel
 from onnx_lathe.runtime.samples import Array
 
 SLAB_BYTES = 2**21
@@ -112,9 +111,9 @@ def pack(tensor: ir.TensorProtocol, output_axis: int, scheme: BlockScheme, find_
             _round_slab(packing, block, slab, scheme, find_grid)
 
     if output_axis == 0:
-        _in_parallel(rows_of_outputs, outputs)
+        in_parallel(rows_of_outputs, outputs)
     else:
-        _in_parallel(rows_of_inputs, scheme.blocks(inputs))
+        in_parallel(rows_of_inputs, scheme.blocks(inputs))
     return packing.done()
 
 
@@ -193,11 +192,3 @@ def _whole_and_rest(inputs: int, size: int) -> Iterator[tuple[int, int, int]]:
         yield 0, whole, size
     if rest:
         yield whole, 1, rest
-
-
-def _in_parallel(part: Callable[[int, int], None], count: int) -> None:
-    """Call ``part`` on even ranges of ``0 .. count``; numpy leaves the other threads alone meanwhile."""
-    threads = max(1, min(providers.default_threads(), count))
-    bounds = [count * number // threads for number in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, bounds[:-1], bounds[1:]))

@@ -24,7 +24,7 @@ from onnx_lathe.passes.quantize.layers import label, result_name
 from onnx_lathe.passes.quantize.observe import progress
 from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.request import Request
-from onnx_lathe.passes.taps import feeds_of
+from onnx_lathe.passes.taps import BATCH, feeds_of
 from onnx_lathe.runtime.errors import PassSpecError, UnsupportedModelError
 from onnx_lathe.runtime.samples import Array, Samples
 from onnx_lathe.runtime.session import Session
@@ -32,8 +32,6 @@ from onnx_lathe.runtime.staged import staged
 
 SAMPLES = 128
 """Samples that each layer is judged on, where nothing else is asked."""
-BATCH = 8
-"""The most samples in one run."""
 
 Gain = Callable[[str], float | None]
 """The seconds of a run that quantizing a layer saves, by its name; None where unknown. Given by who can measure."""

@@ -29,8 +29,8 @@ from onnx_lathe.passes.quantize.plan import Placement, place
 from onnx_lathe.passes.quantize.scheme import Affine, WeightExponent, WeightScheme, exact_weight_bits
 from onnx_lathe.passes.quantize.tables import find_tables, table_names
 from onnx_lathe.passes.request import Request, Score
+from onnx_lathe.passes.taps import need_samples
 from onnx_lathe.runtime import providers
-from onnx_lathe.runtime.errors import SamplesError
 from onnx_lathe.runtime.samples import Samples
 
 LEAST_OPSET = 13
@@ -132,13 +132,8 @@ class QuantizeStatic(Request):
         if path is not None and path.exists():
             asked = None if self.ranges == "minmax" else self._method
             return ranges_file.read(path, _value_names(model), names, asked)
-        if samples is None:
-            raise SamplesError(
-                self.name,
-                got="no samples" + (f", and no file {self.ranges_file}" if self.ranges_file else ""),
-                expected="calibration samples, from which the ranges of values are read",
-                mend="Give some hundred typical samples with --data, or use quantize-dynamic, which needs none.",
-            )
+        purpose = "from which the ranges of values are read" + (f" where {path} is not there" if path else "")
+        samples = need_samples(self.name, samples, purpose, ", or use quantize-dynamic, which needs none")
         kind = Extremes if self.ranges == "minmax" else Histogram
         seen: dict[str, Extremes] = {name: kind() for name in names}
         observe(model, seen, samples, memory=self.memory)

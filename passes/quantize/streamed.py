@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,8 @@ from onnx_lathe.passes import files
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.samples import Array
+
+T = TypeVar("T")
 
 _LEAST_ROWS = 64
 """Rows for which starting a thread is worth it."""
@@ -37,7 +40,7 @@ def largest_magnitudes(tensor: ir.TensorProtocol, axis: int) -> NDArray[np.float
                 np.maximum(found, chunk, out=found)
         return found
 
-    parts = _in_parallel(part, shape[0])
+    parts = in_parallel(part, shape[0], _LEAST_ROWS)
     return np.concatenate(parts) if axis == 0 else np.maximum.reduce(parts)
 
 
@@ -79,11 +82,15 @@ def transposed(matrix: Array) -> Array:
     return result
 
 
-def _in_parallel(part: Callable[[int, int], NDArray[np.float32]], count: int) -> list[NDArray[np.float32]]:
-    """Return what ``part`` finds in even ranges of ``0 .. count``; numpy leaves the other threads alone meanwhile."""
-    threads = max(1, min(providers.default_threads(), count // _LEAST_ROWS))
+def in_parallel(part: Callable[[int, int], T], count: int, least: int = 1) -> list[T]:
+    """Return what ``part`` returns of even ranges of ``0 .. count``; numpy leaves the other threads alone meanwhile.
+
+    Args:
+        part: Given the first of a range, and one behind its last.
+        count: How many there are.
+        least: For how many a thread is worth starting.
+    """
+    threads = max(1, min(providers.default_threads(), count // least))
     bounds = [count * number // threads for number in range(threads + 1)]
-    if threads == 1:
-        return [part(0, count)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(part, bounds[:-1], bounds[1:]))

@@ -47,7 +47,7 @@ from onnx_lathe.passes.quantize.layers import (
 from onnx_lathe.passes.quantize.packing import Together, pack
 from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.passes.request import Request, Score
-from onnx_lathe.runtime.errors import SamplesError
+from onnx_lathe.passes.taps import need_samples
 from onnx_lathe.runtime.samples import Array, Feeds, Samples
 
 LEAST_OPSET = 7
@@ -119,13 +119,8 @@ class QuantizeWeights(Request):
         schemes = {result_name(layer.node): self._scheme(layer.node, model.graph) for layer in layers}
         shelf = None
         if needs_samples:
-            if samples is None:
-                raise SamplesError(
-                    self.name,
-                    got="no samples",
-                    expected="calibration samples, on which GPTQ keeps the outputs",
-                    mend="Give some hundred typical samples with --data, or use method=hqq, which needs none.",
-                )
+            purpose = "on which GPTQ keeps the outputs"
+            samples = need_samples(self.name, samples, purpose, ", or use method=hqq, which needs none")
             shelf = fit_to_samples(model, layers, schemes, samples, by_activation=self.activation_order)
         planned = tuple(BlockLayer(name, scheme) for name, scheme in schemes.items())
         return BlockProducts(self.method, planned, tuple(refused), shelf)
@@ -168,11 +163,6 @@ class BlockProducts(Edit):
     layers: tuple[BlockLayer, ...]
     refusals: tuple[Refusal, ...] = ()
     shelf: Shelf | None = dataclasses.field(default=None, repr=False, compare=False)
-
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What stays float, and why."""
-        return self.refusals
 
     def describe(self) -> Mapping[str, Any]:
         """Return the plan as JSON."""

@@ -29,10 +29,10 @@ from onnx_lathe.passes.repair.kernels import Form, kernels
 from onnx_lathe.passes.repair.pairs import form_of
 from onnx_lathe.passes.repair.rewriter import Rewriter, nodes_of, reads
 from onnx_lathe.passes.repair.rounding import gram, levels_of, round_up
-from onnx_lathe.passes.repair.statistics import BATCH, check_finite, input_name, need_samples
+from onnx_lathe.passes.repair.statistics import input_name
 from onnx_lathe.passes.repair.target import BeforeRounding, multiplied
 from onnx_lathe.passes.request import Score
-from onnx_lathe.passes.taps import tap
+from onnx_lathe.passes.taps import BATCH, check_finite, need_samples, portions, tap
 from onnx_lathe.runtime.errors import PassSpecError, UnsupportedModelError
 from onnx_lathe.runtime.samples import Array, Samples
 
@@ -155,11 +155,6 @@ class WeightsRounded(Edit):
     layers: tuple[Rounding, ...]
     refusals: tuple[Refusal, ...] = ()
 
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What is left alone, and why."""
-        return self.refusals
-
     def describe(self) -> Mapping[str, Any]:
         """Return what learning gained, by layer."""
         return {
@@ -268,7 +263,7 @@ def _moments(model: ir.Model, layers: Sequence[Layer], samples: Samples) -> Iter
         SamplesError: The samples do not fit the model.
     """
     limit = math.ceil(ROWS / sum(1 for _ in samples.iter_batches(BATCH)))
-    for portion in _portions(layers):
+    for portion in portions(layers, _moment_bytes, PORTION_BYTES):
         generator = np.random.default_rng(0)
         names = list(dict.fromkeys(input_name(layer) for layer in portion))
         sums: dict[ir.Node, NDArray[np.float64]] = {}
@@ -281,19 +276,8 @@ def _moments(model: ir.Model, layers: Sequence[Layer], samples: Samples) -> Iter
         yield from ((layer, sums[layer.node]) for layer in portion)
 
 
-def _portions(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Yield the layers in order, as many at a time as `PORTION_BYTES` holds, at least one."""
-    portion: list[Layer] = []
-    held = 0
-    for layer in layers:
-        needed = 8 * form_of(layer).groups * _columns(layer) ** 2
-        if portion and held + needed > PORTION_BYTES:
-            yield portion
-            portion, held = [], 0
-        portion.append(layer)
-        held += needed
-    if portion:
-        yield portion
+def _moment_bytes(layer: Layer) -> int:
+    return 8 * form_of(layer).groups * _columns(layer) ** 2
 
 
 def _rows(layer: Layer, data: Array, limit: int, generator: np.random.Generator) -> Array:

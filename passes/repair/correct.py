@@ -25,9 +25,10 @@ from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.passes.repair.kernels import Vector, mean_response
 from onnx_lathe.passes.repair.pairs import form_of
 from onnx_lathe.passes.repair.rewriter import Rewriter, nodes_of
-from onnx_lathe.passes.repair.statistics import input_statistics, need_samples
+from onnx_lathe.passes.repair.statistics import input_statistics
 from onnx_lathe.passes.repair.target import BeforeRounding, multiplied, nearest
 from onnx_lathe.passes.request import Score
+from onnx_lathe.passes.taps import need_samples
 from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.samples import Samples
 
@@ -111,11 +112,6 @@ class BiasesCorrected(Edit):
 
     corrections: tuple[Correction, ...]
     refusals: tuple[Refusal, ...] = ()
-
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What stays float, and why."""
-        return self.refusals
 
     def describe(self) -> Mapping[str, Any]:
         """Return how far the outputs of each layer are shifted."""

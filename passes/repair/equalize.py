@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from onnx_lathe.passes import files
 from onnx_lathe.passes.quantize.layers import Layer, check_quantizable, find_layers, not_finite, result_name
 from onnx_lathe.passes.repair.kernels import Vector, largest_by_input, largest_by_output
 from onnx_lathe.passes.repair.pairs import Pair, find_pairs, form_of, inputs_count
@@ -111,12 +110,12 @@ def equalized(pairs: Sequence[Pair]) -> list[Vector]:
 
 
 def _by_output(layer: Layer, factors: Vector) -> Vector:
-    weight = layer.weight.arrange(files.view(layer.weight.tensor).numpy())
+    weight = layer.weight.read()
     return _finite(layer, largest_by_output(weight, form_of(layer), factors))
 
 
 def _by_input(layer: Layer, factors: Vector) -> Vector:
-    weight = layer.weight.arrange(files.view(layer.weight.tensor).numpy())
+    weight = layer.weight.read()
     return _finite(layer, largest_by_input(weight, form_of(layer), factors))
 
 

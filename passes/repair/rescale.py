@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -115,11 +115,6 @@ class Rescaled(Edit):
     constants: tuple[ScaledConstant, ...]
     branches: tuple[ScaledBranch, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """What was left alone, and why."""
-        return self.refusals
 
     def describe(self) -> Mapping[str, Any]:
         """Return who is scaled and by how much."""

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnx_lathe.passes import files
 from onnx_lathe.passes.edit import Refusal
 from onnx_lathe.passes.quantize.layers import (
     Layer,
@@ -36,8 +35,9 @@ from onnx_lathe.passes.repair.pairs import Pair, Track, Way, find_pairs, form_of
 from onnx_lathe.passes.repair.rescale import Rescaled, ScaledBranch, Scaling, Step
 from onnx_lathe.passes.repair.shapes import Shapes
 from onnx_lathe.passes.repair.smoothing import rounding_error, smoothing
-from onnx_lathe.passes.repair.statistics import ChannelStatistics, input_statistics, need_samples
+from onnx_lathe.passes.repair.statistics import ChannelStatistics, input_statistics
 from onnx_lathe.passes.request import Request, Score
+from onnx_lathe.passes.taps import need_samples
 from onnx_lathe.runtime import providers
 from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.samples import Array, Samples
@@ -277,7 +277,7 @@ def _apply(place: _Place, s: Vector, scaling: Scaling) -> list[ScaledBranch]:
 
 def _largest(layer: Layer) -> Vector:
     """Return ``max|W_j|`` of each input of a layer, ``[inputs]``."""
-    weight = layer.weight.arrange(files.view(layer.weight.tensor).numpy())
+    weight = layer.weight.read()
     largest = largest_by_input(weight, form_of(layer), np.full(layer.channels, abs(layer.alpha)))
     if not np.isfinite(largest).all():
         raise not_finite(layer)
@@ -286,5 +286,5 @@ def _largest(layer: Layer) -> Vector:
 
 def _matrix(layer: Layer) -> Array:
     """Return what a Gemm or MatMul multiplies by, ``[inputs, outputs]``."""
-    weight = layer.weight.arrange(files.view(layer.weight.tensor).numpy())
+    weight = layer.weight.read()
     return kernels(weight, form_of(layer))[0, :, :, 0].T * layer.alpha

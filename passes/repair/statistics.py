@@ -12,12 +12,8 @@ import onnx_ir as ir
 from onnx_lathe.passes.quantize.layers import Layer
 from onnx_lathe.passes.repair.kernels import Vector
 from onnx_lathe.passes.repair.pairs import begin
-from onnx_lathe.passes.taps import tap
-from onnx_lathe.runtime.errors import SamplesError
+from onnx_lathe.passes.taps import BATCH, check_finite, tap
 from onnx_lathe.runtime.samples import Array, Samples
-
-BATCH = 8
-"""Samples in one run: what all layers read is in memory together."""
 
 
 @dataclass
@@ -67,24 +63,6 @@ class ChannelStatistics:
             self.kept.append(rows[:: math.ceil(len(rows) / keep)].copy())
 
 
-def need_samples(name: str, samples: Samples | None, purpose: str) -> Samples:
-    """Return ``samples``, or raise SamplesError where there are none.
-
-    Args:
-        name: The pass.
-        samples: What the user gave.
-        purpose: What they are for.
-    """
-    if samples is None:
-        raise SamplesError(
-            name,
-            got="no samples",
-            expected=f"calibration samples, {purpose}",
-            mend="Give some hundred typical samples with --data.",
-        )
-    return samples
-
-
 def input_statistics(
     model: ir.Model, layers: Iterable[Layer], samples: Samples, keep: int = 0
 ) -> dict[ir.Node, ChannelStatistics]:
@@ -116,14 +94,3 @@ def input_name(layer: Layer) -> str:
     value = layer.node.inputs[0]
     assert value is not None, "a layer has an input"
     return value.name or ""
-
-
-def check_finite(found: Array, name: str, samples: Samples) -> None:
-    """Raise SamplesError where what was found of the value called ``name`` on ``samples`` is not finite."""
-    if not np.isfinite(found).all():
-        raise SamplesError(
-            f"{samples.source}: value {name!r}",
-            got="NaN or infinity as the network runs",
-            expected="finite values",
-            mend="Check that the samples are prepared as in training and that the float model is sound.",
-        )

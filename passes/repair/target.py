@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from onnx_lathe.passes import files
 from onnx_lathe.passes.edit import Refusal
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.grid import fit_to_grid
@@ -74,7 +73,7 @@ class BeforeRounding(Request, ABC):
 
 def multiplied(layer: Layer) -> Array:
     """Return what a layer multiplies by, as its operator reads it, with the factor of a Gemm."""
-    weight = layer.weight.arrange(files.view(layer.weight.tensor).numpy())
+    weight = layer.weight.read()
     return weight if layer.alpha == 1.0 else weight * np.float32(layer.alpha)
 
 

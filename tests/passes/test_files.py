@@ -142,9 +142,13 @@ def test_weights_of_another_model_are_not_written_over(large: Path) -> None:
 
 def test_weights_of_another_model_are_not_removed(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "EXTERNAL_ABOVE_BYTES", 2**28)
-    files.save(files.load(large), large.with_name("model.onnx"))
-    Session(large)
-    Session(large.with_name("model.onnx"))
+    target, weights = large.with_name("model.onnx"), large.with_name("model.onnx.data")
+    before = weights.read_bytes()
+    files.save(files.load(large), target)
+    assert weights.read_bytes() == before
+    feeds = tensors.random_feeds(target)
+    want, got = Session(large).run(feeds), Session(target).run(feeds)
+    assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
 def test_own_weights_are_replaced_and_removed(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,3 +208,15 @@ def test_results_of_the_same_name_in_two_branches_stay_float(tmp_path: Path) -> 
     edit = QuantizeDynamic().plan(model, None, None)
     assert edit.layers == ("p", "q")
     assert {refusal.reason for refusal in edit.refused} == {"another subgraph has a result of the same name"}
+
+
+def test_scales_of_weights_can_be_powers_of_two(tmp_path: Path) -> None:
+    result = quantize(tmp_path, graphs.PERCEPTRON, QuantizeDynamic(power_of_two=True))
+    scales = [
+        value.const_value.numpy()
+        for name, value in result.model.graph.initializers.items()
+        if name.endswith("_quantized_scale") and value.const_value is not None
+    ]
+    assert len(scales) == 3
+    for values in scales:
+        np.testing.assert_array_equal(np.exp2(np.rint(np.log2(values))), values)

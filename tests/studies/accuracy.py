@@ -53,25 +53,16 @@ _CONV_FORMS = (
     "cleanup,correct-biases,quantize-static",
 )
 _ORT_STATIC = ("ort-static:MinMax", "ort-static:Percentile", "ort-static:Entropy")
+
+
+def _of_images(name: str) -> Network:
+    rivals = (*_ORT_STATIC, "ort-dynamic", "nncf")
+    return Network(name, datasets.images, "cifar10-train.parquet", "cifar10-test.parquet", 1, _CONV_FORMS, rivals)
+
+
 NETWORKS = (
-    Network(
-        "cifar10-residual",
-        datasets.images,
-        "cifar10-train.parquet",
-        "cifar10-test.parquet",
-        1,
-        _CONV_FORMS,
-        (*_ORT_STATIC, "ort-dynamic", "nncf"),
-    ),
-    Network(
-        "cifar10-depthwise",
-        datasets.images,
-        "cifar10-train.parquet",
-        "cifar10-test.parquet",
-        1,
-        _CONV_FORMS,
-        (*_ORT_STATIC, "ort-dynamic", "nncf"),
-    ),
+    _of_images("cifar10-residual"),
+    _of_images("cifar10-depthwise"),
     Network(
         "sst2-encoder",
         datasets.sentences,

@@ -101,8 +101,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 def _cut_to_whole_lines(file: Path) -> None:
     """Take away the line that an interrupt cut short: what is appended must not join it."""
     if file.exists():
-        content = file.read_bytes()
-        file.write_bytes(content[: content.rfind(b"\n") + 1])
+        # In place and never longer: what was taken in hours must outlast whatever happens here.
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
 
 
 def take(kind: Kind, index: int, model: Path, feeds: Path) -> dict[str, Any]:
