@@ -157,7 +157,7 @@ def comparisons(report: Report) -> Section | None:
         return None
     where = ["shape"] if len(report.shapes) > 1 else []
     heads = columns("network", "against", *where, "speed", "verdict", "why", numeric=("speed",))
-    note = "faster, slower: beyond what the reference shows against itself, in every fresh process."
+    note = "faster, slower: beyond what the reference shows against itself, in at least four of five fresh processes."
     lead = "How many times as fast each network is, and how sure that is."
     return Section("comparisons", "Who is faster", lead, (Table(heads, tuple(rows)),), (note, _BRACKETS))
 

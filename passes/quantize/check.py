@@ -187,6 +187,7 @@ class _DynamicCase:
 
 
 _Case = _StaticCase | _DynamicCase
+_WITHOUT_WEIGHT = ("Add", "GlobalAveragePool")
 
 
 def _cases(graph: ir.Graph) -> Iterator[_Case]:
@@ -197,8 +198,10 @@ def _cases(graph: ir.Graph) -> Iterator[_Case]:
             operands = [_operand(value) for value in node.inputs if value is not None]
             rounded = [operand for operand in operands if operand is not None]
             # The bias of a MatMul is the one rounded operand of an Add, which belongs to the MatMul.
-            if len(rounded) == len(operands):
-                yield _StaticCase(node, rounded, _tail(node))
+            tail = _tail(node)
+            # A sum or a pooling whose result is not rounded reads what a neighbour rounded, and computes in float.
+            if len(rounded) == len(operands) and (tail or node.op_type not in _WITHOUT_WEIGHT):
+                yield _StaticCase(node, rounded, tail)
 
 
 def _operand(value: ir.Value | None) -> _Operand | None:

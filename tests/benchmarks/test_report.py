@@ -93,7 +93,7 @@ How many times as fast each network is, and how sure that is.
 | --- | --- | ---: | --- | --- |
 | student | teacher | 3.33x [3.10, 3.50] | faster | beyond the noise of 1.0 % |
 
-- faster, slower: beyond what the reference shows against itself, in every fresh process.
+- faster, slower: beyond what the reference shows against itself, in at least four of five fresh processes.
 - Brackets: the 95 % interval of the figure before them.
 
 ## What it costs in accuracy

@@ -13,8 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lathe.passes import files
+from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.quantize.insert_qdq import InsertQDQ
 from onnx_lathe.passes.quantize.static import QuantizeStatic
+from onnx_lathe.passes.run import apply
 from onnx_lathe.runtime import providers, tensors
 from onnx_lathe.runtime.errors import PassSpecError, SamplesError, UnsupportedModelError
 from onnx_lathe.runtime.profile import optimized_operators
@@ -410,3 +412,16 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     edit = QuantizeStatic().plan(graph, graphs.samples_for(source), None)
     with pytest.raises(UnsupportedModelError, match="weight 'w': got NaN or infinity in it"):
         edit(graph)
+
+
+@pytest.mark.parametrize("graph", [graphs.CONV_CHAIN, graphs.RESIDUAL, graphs.CLASSIFIER, graphs.DEPTHWISE])
+def test_any_one_layer_can_stay_float(graph: str, tmp_path: Path) -> None:
+    """Such as the one behind a pooling, which then computes in float from what a convolution rounded."""
+    source = graphs.save(graphs.build(graph), tmp_path / "m.onnx")
+    apply(source, [Cleanup()], source)
+    samples = graphs.samples_for(source)
+    layers = [node.name for node in onnx.load(source).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(layers) > 1
+    for name in layers:
+        (done,) = apply(source, [QuantizeStatic(exclude=(name,))], tmp_path / "q.onnx", samples=samples)
+        assert all(check.passed for check in done.checks)
