@@ -31,6 +31,8 @@ from onnx_lathe.runtime.extras import installed_version
 from onnx_lathe.runtime.staged import make_folder
 
 _RESULT = "result.json"
+_LONGEST_NAME = 80
+"""Of what a stage works on: names of files end at 255 bytes."""
 _VERSIONS = (
     "numpy",
     "scikit-learn",
@@ -94,6 +96,14 @@ def work_folder(output: Path) -> Path:
 def model_digest(model: Path) -> str:
     """Return a digest of a model's graph and of the weights beside it."""
     return ":".join(file_digest(path) for path in (model, *loading.external_files(model)))
+
+
+def stage_name(kind: str, what: str) -> str:
+    """Return the name of a stage of ``kind`` that works on ``what``, whatever characters and length that has."""
+    plain = "".join(each if each.isalnum() else "_" for each in what)
+    if len(plain) > _LONGEST_NAME:
+        plain = f"{plain[:_LONGEST_NAME]}_{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return f"{kind}-{plain}"
 
 
 def run_stage(

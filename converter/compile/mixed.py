@@ -13,7 +13,7 @@ from onnx_lathe.converter.compile.space import Candidate
 from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.sensitivity import sensitivity
-from onnx_lathe.converter.stages import model_digest, run_stage
+from onnx_lathe.converter.stages import model_digest, run_stage, stage_name
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
@@ -44,8 +44,8 @@ def mixed_candidates(task: Task, tried: Sequence[Tried], judge: Judge, progress:
         nearest = min(judged, key=lambda pair: pair[1].drop)[0].candidate
         mixture = _mixture(task, nearest, task.parts.calibrate, judge, progress)
         if mixture.certified:
-            passes = _excluding(nearest, mixture.exclude)
-            found.append(Candidate(passes, nearest.base, passes))
+            name = f"{nearest.name}, {len(mixture.exclude)} layers float"
+            found.append(Candidate(name, nearest.base, _excluding(nearest, mixture.exclude)))
     return found
 
 
@@ -80,8 +80,7 @@ def _mixture(task: Task, candidate: Candidate, samples: Samples, judge: Judge, p
         "metric": judge.metric,
         "max_drop": task.max_drop,
     }
-    name = "mix-" + "".join(c if c.isalnum() else "_" for c in candidate.name)
-    return run_stage(task.folder, name, depends, _CODE, make, Mixture).value
+    return run_stage(task.folder, stage_name("mix", candidate.name), depends, _CODE, make, Mixture).value
 
 
 def _certified(

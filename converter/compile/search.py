@@ -23,7 +23,7 @@ from onnx_lathe.converter.compile.space import Candidate, unfit
 from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
-from onnx_lathe.converter.stages import model_digest, run_stage
+from onnx_lathe.converter.stages import model_digest, run_stage, stage_name
 from onnx_lathe.converter.workload import batch_to_time, plain_subject
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
@@ -71,7 +71,7 @@ def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
         "passes": registry.spell(requests),
         "samples": calibrate.digest() if calibrate else None,
     }
-    name = "apply-" + "".join(c if c.isalnum() else "_" for c in candidate.name)
+    name = stage_name("apply", candidate.name)
     try:
         stage = run_stage(task.folder, name, depends, _PASSES_CODE, make, tuple[Applied, ...])
     except (UnsupportedModelError, OracleError, ModelFileError) as error:

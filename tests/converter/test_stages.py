@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_lathe.converter.stages import locked, run_stage
+from onnx_lathe.converter.stages import locked, run_stage, stage_name
 from onnx_lathe.runtime.errors import BundleError
 
 CODE = ("onnx_lathe.runtime.errors",)
@@ -105,3 +105,11 @@ def test_a_value_that_is_infinite_is_found_again(tmp_path: Path) -> None:
     first = run_stage(tmp_path, "s", {}, (), make, tuple[float, ...])
     again = run_stage(tmp_path, "s", {}, (), make, tuple[float, ...])
     assert (first.value, again.value, again.skipped) == ((float("inf"), 1.5), (float("inf"), 1.5), True)
+
+
+def test_names_of_stages_are_short_and_tell_apart() -> None:
+    long = "quantize-static{exclude=" + "|".join(f"node_{number}" for number in range(100))
+    names = [stage_name("apply", text) for text in ("a,b{c=1}", long, long + "|more")]
+    assert names[0] == "apply-a_b_c_1_"
+    assert len(set(names)) == 3
+    assert all(len(name) < 100 and name.startswith("apply-") for name in names)
