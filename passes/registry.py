@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
 from onnx_lathe.passes.fuse.skip import KeepSkipApart
+from onnx_lathe.passes.fuse.slices import PushSlices
 from onnx_lathe.passes.options import kind
 from onnx_lathe.passes.precision.widen import Widen
 from onnx_lathe.passes.prune.request import Prune
@@ -35,7 +36,7 @@ from onnx_lathe.runtime.errors import PassSpecError
 PASSES: Mapping[str, type[Request]] = {
     request.name: request
     for request in (
-        *(Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, QuantizeWeights, KeepSkipApart, Widen),
+        *(Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, QuantizeWeights, KeepSkipApart, PushSlices, Widen),
         *(Equalize, Smooth, CorrectBiases, RoundWeights),
     )
 }
