@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +24,7 @@ INLINE_BELOW_BYTES = 1024
 """Tensors below this stay in the graph: shapes and scales must be readable without the weights."""
 BLOCK = 2**20
 """Elements of a weight that are looked at together."""
-ROWS_BYTES = 2**19
+ROWS_BYTES = 2**18
 """Bytes that are read together: with what is computed from them they fit the cache of a core."""
 IN_FLIGHT_BYTES = 2**28
 """Weights that are computed and not yet written; the largest one comes on top."""
@@ -128,6 +129,41 @@ def computed(name: str, compute: Callable[[], Array], dtype: ir.DataType, shape:
         return ir.Tensor(np.asarray(compute(), order="C"), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+class StreamedTensor(ir.LazyTensor):
+    """A tensor whose values are computed some at a time while it is written, so that it is never in memory whole.
+
+    Args:
+        name: Its name.
+        parts: Returns its elements in memory order, cut anyhow; each part is good until the next is asked for.
+        dtype: Its element type, of whole bytes.
+        shape: Its dimensions.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(
+        self, name: str, parts: Callable[[], Iterable[Array]], dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> None:
+        super().__init__(self._joined, dtype=dtype, shape=ir.Shape(shape), name=name)
+        self._parts = parts
+
+    def tofile(self, file: Any) -> None:
+        """Write the elements to an open binary file, part by part."""
+        done = 0
+        for part in self._parts():
+            done += file.write(np.ascontiguousarray(part).data.cast("B"))
+        assert done == self.nbytes, f"{self.name} is computed whole"
+
+    def _joined(self) -> ir.TensorProtocol:
+        array = np.empty(self.shape.numpy(), self.dtype.numpy())
+        flat, done = array.reshape(-1), 0
+        for part in self._parts():
+            flat[done : done + part.size] = part.reshape(-1)
+            done += part.size
+        assert done == flat.size, f"{self.name} is computed whole"
+        return ir.Tensor(array, dtype=self.dtype, name=self.name)
 
 
 def blocks(array: Array) -> Iterator[Array]:

@@ -17,8 +17,18 @@ from urllib.parse import quote, unquote
 from pydantic import TypeAdapter, ValidationError
 
 from onnx_lathe.passes.cleanup.cleanup import Cleanup
+from onnx_lathe.passes.fuse.attention import FuseAttention
+from onnx_lathe.passes.fuse.flatten import FlattenTokens
+from onnx_lathe.passes.fuse.foreign import OptimizeOnnxruntime, OptimizeOnnxscript
+from onnx_lathe.passes.fuse.gelu import Gelu
+from onnx_lathe.passes.fuse.masks import FoldMasks
+from onnx_lathe.passes.fuse.merge import MergeProjections
+from onnx_lathe.passes.fuse.normalization import FuseNormalization
+from onnx_lathe.passes.fuse.padding import DropPadding
+from onnx_lathe.passes.fuse.rotary import FuseRotary
 from onnx_lathe.passes.fuse.skip import KeepSkipApart
 from onnx_lathe.passes.fuse.slices import PushSlices
+from onnx_lathe.passes.fuse.transposes import MoveTransposes
 from onnx_lathe.passes.options import kind
 from onnx_lathe.passes.precision.widen import Widen
 from onnx_lathe.passes.prune.request import Prune
@@ -36,7 +46,9 @@ from onnx_lathe.runtime.errors import PassSpecError
 PASSES: Mapping[str, type[Request]] = {
     request.name: request
     for request in (
-        *(Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, QuantizeWeights, KeepSkipApart, PushSlices, Widen),
+        *(Cleanup, Prune, Sparsify, QuantizeStatic, QuantizeDynamic, QuantizeWeights, Widen),
+        *(FoldMasks, FuseAttention, FuseRotary, FuseNormalization, Gelu, MergeProjections, MoveTransposes),
+        *(PushSlices, FlattenTokens, DropPadding, KeepSkipApart, OptimizeOnnxscript, OptimizeOnnxruntime),
         *(Equalize, Smooth, CorrectBiases, RoundWeights),
     )
 }

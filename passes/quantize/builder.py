@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -49,6 +49,13 @@ class Builder:
         """Add an initializer that is computed while the model is written (`onnx_lathe.passes.files.computed`)."""
         name = self.free(name)
         return self._register(files.computed(name, compute, dtype, shape), name)
+
+    def streamed(
+        self, name: str, parts: Callable[[], Iterable[Array]], dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> ir.Value:
+        """Add an initializer that is computed some at a time while it is written (`files.StreamedTensor`)."""
+        name = self.free(name)
+        return self._register(files.StreamedTensor(name, parts, dtype, shape), name)
 
     def op(
         self,
@@ -103,6 +110,17 @@ class Builder:
         if key not in self._weights:
             weight, stored_axis, alpha, limit = layer.weight, layer.stored_axis, layer.alpha, self._scheme.limit
 
+            def parts() -> Iterator[Array]:
+                rows = streamed.quantized_rows(source, scales, stored_axis, limit, alpha)
+                return (params.as_unsigned(part) if unsigned else part for part in rows)
+
+            shape = layer.weight.shape[::-1] if transposed else layer.weight.shape
+            dtype = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
+            name = f"{source.name}_quantized"
+            if weight.perm is None and not transposed:
+                self._weights[key] = self.streamed(name, parts, dtype, shape)
+                return self._weights[key]
+
             def compute() -> Array:
                 levels = weight.arrange(streamed.quantized(source, scales, stored_axis, limit, alpha))
                 levels = levels.T if transposed else levels
@@ -110,9 +128,7 @@ class Builder:
                     levels = streamed.transposed(levels.T)
                 return params.as_unsigned(levels) if unsigned else levels
 
-            shape = layer.weight.shape[::-1] if transposed else layer.weight.shape
-            dtype = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
-            self._weights[key] = self.stored(f"{source.name}_quantized", compute, dtype, shape)
+            self._weights[key] = self.stored(name, compute, dtype, shape)
         return self._weights[key]
 
     def drop_unused(self, values: Sequence[ir.Value | None]) -> None:

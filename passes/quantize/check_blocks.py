@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from onnx_lathe.passes import files
 from onnx_lathe.passes.oracle import Check
 from onnx_lathe.passes.quantize.blockwise import BlockScheme, Floats
+from onnx_lathe.passes.quantize.check_alone import run_alone
 from onnx_lathe.passes.quantize.layers import Layer, integer, read_layer, result_name
 from onnx_lathe.passes.quantize.packing import Packed, columns
 from onnx_lathe.passes.quantize.params import MIN_SCALE
 from onnx_lathe.runtime.parity import sqnr_db
 from onnx_lathe.runtime.samples import Array
-from onnx_lathe.runtime.session import Session
 
 DOMAIN = "com.microsoft"
 MOST_PARTS = 8
@@ -72,7 +71,7 @@ def _product_db(model: ir.Model, node: ir.Node) -> float:
     want = x.astype(np.float64) @ _weight(node, outputs).T.astype(np.float64)
     if len(node.inputs) > 5:
         want += _stored(node, 5)[outputs]
-    got = _run_alone(model, node, x)[:, outputs]
+    got = _product_of(model, node, x)[:, outputs]
     return float("inf") if np.array_equal(got, want) else sqnr_db(want, got)
 
 
@@ -95,7 +94,7 @@ def _has_bias_of(layer: Layer, node: ir.Node) -> bool:
     return np.array_equal(_stored(node, 5), bias, equal_nan=True)
 
 
-def _run_alone(model: ir.Model, node: ir.Node, x: Floats) -> Floats:
+def _product_of(model: ir.Model, node: ir.Node, x: Floats) -> Floats:
     """Return what onnxruntime makes of ``x`` by ``node``."""
     data = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(x.shape))
     weights = [
@@ -107,10 +106,7 @@ def _run_alone(model: ir.Model, node: ir.Node, x: Floats) -> Floats:
     graph = ir.Graph(
         [data], [result], nodes=[alone], initializers=initializers, opset_imports=model.opset_imports, name="alone"
     )
-    with tempfile.TemporaryDirectory(prefix="lathe-check-") as folder:
-        target = Path(folder) / "part.onnx"
-        files.save(ir.Model(graph, ir_version=model.ir_version), target)
-        return Session(target).run({"x": x})["y"]
+    return run_alone(graph, model, {"x": x})["y"]
 
 
 def _some_outputs(node: ir.Node) -> NDArray[np.int64]:

@@ -60,19 +60,20 @@ def _layer_steps(old: ir.Node, new: ir.Node, limit: int) -> float:
     assert isinstance(layer, Layer), "what was planned is a layer"
     rows = slice(0, ROWS)
     values = layer.weight.read()[rows].astype(np.float64) * layer.alpha
-    levels, scales = _integers(new, transposed=layer.node.op_type == "Gemm" and layer.axis == 0)
+    levels, scales = _integers(new, rows, transposed=layer.node.op_type == "Gemm" and layer.axis == 0)
     along = params.along(scales.reshape(-1) if scales.size > 1 else scales.reshape(()), layer.axis, values.ndim)
     if layer.axis == 0 and along.ndim:
         along = along[rows]
     exact = np.clip(values / along, -limit, limit)
-    return float(np.abs(levels[rows] - exact).max(initial=0.0))
+    return float(np.abs(levels - exact).max(initial=0.0))
 
 
-def _integers(node: ir.Node, *, transposed: bool) -> tuple[Wide, Wide]:
-    """Return the levels of a layer's weight, without their zero point, and their scales.
+def _integers(node: ir.Node, rows: slice, *, transposed: bool) -> tuple[Wide, Wide]:
+    """Return levels of a layer's weight, without their zero point, and all scales.
 
     Args:
         node: What writes the layer's result now.
+        rows: Those of the layer's weight that are wanted.
         transposed: Whether the layer's weight has its outputs first, which a MatMulInteger has last.
     """
     factors: ir.Value | None = None
@@ -82,11 +83,11 @@ def _integers(node: ir.Node, *, transposed: bool) -> tuple[Wide, Wide]:
             factors = node.inputs[1]
         node = _producer(node.inputs[0])
     if node.op_type in ("MatMulInteger", "ConvInteger"):
-        levels = _array(node.inputs[1]).astype(np.float64) - _array(node.inputs[3]).astype(np.float64)
-        scales = _array(_producer(factors).inputs[1]).astype(np.float64)
-        return levels.T if transposed else levels, scales
+        stored, zero_point = _array(node.inputs[1]), _array(node.inputs[3]).astype(np.float64)
+        levels = (stored.T if transposed else stored)[rows].astype(np.float64) - zero_point
+        return levels, _array(_producer(factors).inputs[1]).astype(np.float64)
     dequantize = _producer(node.inputs[1])
-    return _array(dequantize.inputs[0]).astype(np.float64), _array(dequantize.inputs[1]).astype(np.float64)
+    return _array(dequantize.inputs[0])[rows].astype(np.float64), _array(dequantize.inputs[1]).astype(np.float64)
 
 
 def _table_steps(old: ir.Node, new: ir.Node) -> float:

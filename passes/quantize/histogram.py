@@ -13,6 +13,8 @@ BINS_A_SIDE = 4096
 """Bins on each side of zero; the largest magnitude lies in the outer half, so its side has at least 2048 in use."""
 _CHUNK = 2**15
 """Elements that are binned at once: the temporary arrays fit the cache of a core."""
+_READ = 2**17
+"""Elements that are read at once: they fit the cache of a core."""
 _ONE = np.int64(1)
 
 
@@ -38,8 +40,11 @@ class Extremes:
         del part
         if values.size == 0:
             return True
-        # Both are NaN where a value is.
-        low, high = float(values.min()), float(values.max())
+        # Chunk by chunk, so that the second of the two reads finds what the first brought; NaN where a value is.
+        flat = values.reshape(-1)
+        chunks = [flat[start : start + _READ] for start in range(0, flat.size, _READ)]
+        ends = np.array([(chunk.min(), chunk.max()) for chunk in chunks], np.float64)
+        low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
         self.low, self.high = min(self.low, low), max(self.high, high)
@@ -66,6 +71,12 @@ class Histogram(Extremes):
     def width(self) -> float:
         """The width of a bin; 0.0 while all values are zero."""
         return 0.0 if self._exponent is None else math.ldexp(1.0, self._exponent)
+
+    @property
+    def used(self) -> slice:
+        """The bins from the first that counts a value to the last, and one on each side."""
+        found = np.flatnonzero(self.counts)
+        return slice(0, 0) if found.size == 0 else slice(max(0, int(found[0]) - 1), int(found[-1]) + 2)
 
     def centers(self) -> NDArray[np.float64]:
         """Return the middle of each bin."""

@@ -34,6 +34,10 @@ _LEAST_LONE_GROUP = 32
 _LEAST_LONE_INPUT = 8
 """Input channels below which a Conv between float operators does not earn it (measured: 3 take 1.3 times as long)."""
 
+NOT_OBSERVED = "it is inside a subgraph, where values are not observed: quantize-dynamic reaches it, and needs none"
+"""Why layers inside If, Loop and Scan are left alone by passes that need samples."""
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -177,7 +181,7 @@ def read_layer(node: ir.Node) -> Layer | str:
             return "its weight is also an input of the graph"
         return "both of its operands are computed" if node.op_type == "MatMul" else "its weight is computed"
     if weight.tensor.dtype != ir.DataType.FLOAT:
-        return f"its weight is {weight.tensor.dtype.name}, not FLOAT"
+        return f"its weight is {not_float(weight.tensor.dtype)}"
     if 0 in weight.shape:
         return "its weight is empty"
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
@@ -186,6 +190,11 @@ def read_layer(node: ir.Node) -> Layer | str:
         return "its bias is computed"
     reason = _conv_reason(layer) if node.op_type == "Conv" else _product_reason(layer)
     return reason or layer
+
+
+def not_float(dtype: ir.DataType) -> str:
+    """Return what is said of a constant of another type than float32, and how to mend it where that can be."""
+    return f"{dtype.name}, not FLOAT{': run widen first' if dtype in _HALF else ''}"
 
 
 def find_layers(
@@ -213,7 +222,7 @@ def find_layers(
         if place == "function":
             found: Layer | str = "it is inside a function: run cleanup first, which puts its nodes in its place"
         elif place == "subgraph" and not nested:
-            found = "it is inside a subgraph"
+            found = NOT_OBSERVED
         elif place == "subgraph" and names[result_name(node)] > 1:
             found = "another subgraph has a result of the same name"
         elif node.op_type not in ("Conv", "Gemm", "MatMul"):

@@ -7,6 +7,8 @@ Formulas: Jacob et al., "Quantization and Training of Neural Networks for Effici
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +56,12 @@ def choose_range(seen: Extremes, ranges: Ranges, percentile: float) -> Range:
     largest = max(-low, high)
     shares = np.arange(1, _CLIPS + 1) / _CLIPS
     clips = [(max(low, -share * largest), min(high, share * largest)) for share in shares]
+    bins = _Bins.of(seen)
     if ranges == "mse":
-        errors = [_squared_error(seen, clip) for clip in clips]
+        errors = [bins.squared_error(clip) for clip in clips]
         return clips[int(np.argmin(errors))]
     wide = [clip for clip, share in zip(clips, shares, strict=True) if share >= _LEAST_KL_SHARE]
-    return wide[int(np.argmin([_divergence(seen, clip) for clip in wide]))]
+    return wide[int(np.argmin([bins.divergence(clip) for clip in wide]))]
 
 
 def activation(low: float, high: float, *, power_of_two: bool = False) -> Affine:
@@ -155,38 +158,66 @@ def _percentile(histogram: Histogram, percentile: float) -> Range:
     return min(max(float(low), histogram.low), 0.0), max(min(float(high), histogram.high), 0.0)
 
 
-def _levels(histogram: Histogram, clip: Range) -> tuple[NDArray[np.int64], Affine]:
-    """Return the level of each bin."""
-    affine = activation(*clip)
-    levels = np.rint(histogram.centers() / affine.scale) + affine.zero_point
-    return np.clip(levels, 0, LEVELS - 1).astype(np.int64), affine
+@dataclass(frozen=True)
+class _Bins:
+    """The bins of a histogram that count something.
 
+    Attributes:
+        counts: ``int64 [bins]``.
+        centers: The middle of each.
+        width: Of each.
+        zero: Which of them begins at zero; it may lie outside.
+    """
 
-def _squared_error(histogram: Histogram, clip: Range) -> float:
-    levels, affine = _levels(histogram, clip)
-    rounded = (levels - affine.zero_point) * affine.scale
-    return float((histogram.counts * (histogram.centers() - rounded) ** 2).sum())
+    counts: NDArray[np.int64]
+    centers: NDArray[np.float64]
+    width: float
+    zero: int
 
+    @classmethod
+    def of(cls, histogram: Histogram) -> _Bins:
+        """Return those of a histogram with values in it."""
+        used = histogram.used
+        return cls(histogram.counts[used], histogram.centers()[used], histogram.width, BINS_A_SIDE - used.start)
 
-def _divergence(histogram: Histogram, clip: Range) -> float:
-    """Return KL(P || Q): P the clipped distribution, Q what is left of the unclipped part after rounding."""
-    levels, _ = _levels(histogram, clip)
-    centers = histogram.centers()
-    counts = histogram.counts.copy()
-    # The zeros of a Relu are rounded exactly; as a spike that is spread over a level they would hide all other errors.
-    counts[BINS_A_SIDE] = counts[BINS_A_SIDE + 1]
-    inside = (centers >= clip[0] - histogram.width) & (centers <= clip[1] + histogram.width)
-    kept = np.where(inside, counts, 0).astype(np.float64)
-    reference = kept.copy()
-    positions = np.flatnonzero(inside)
-    reference[positions[0]] += counts[: positions[0]].sum()
-    reference[positions[-1]] += counts[positions[-1] + 1 :].sum()
-    used = kept > 0
-    total = np.bincount(levels, kept, LEVELS)
-    share = total / np.maximum(np.bincount(levels[used], minlength=LEVELS), 1)
-    model = np.where(used, share[levels], 0.0)
-    if not used.any():
-        return math.inf
-    p, q = reference / reference.sum(), model / model.sum()
-    both = p > 0
-    return float((p[both] * np.log(p[both] / np.maximum(q[both], 1e-12))).sum())
+    def squared_error(self, clip: Range) -> float:
+        """Return the sum of squared rounding errors with a clip."""
+        levels, affine = self._levels(clip)
+        rounded = (levels - affine.zero_point) * affine.scale
+        return float((self.counts * (self.centers - rounded) ** 2).sum())
+
+    def divergence(self, clip: Range) -> float:
+        """Return KL(P || Q): P the clipped distribution, Q what is left of the unclipped part after rounding."""
+        levels = self._levels(clip)[0].astype(np.intp)
+        counts = self._without_spike
+        inside = (self.centers >= clip[0] - self.width) & (self.centers <= clip[1] + self.width)
+        positions = np.flatnonzero(inside)
+        kept = np.where(inside, counts, 0).astype(np.float64)
+        used = kept > 0
+        if not used.any():
+            return math.inf
+        reference = kept.copy()
+        reference[positions[0]] += counts[: positions[0]].sum()
+        reference[positions[-1]] += counts[positions[-1] + 1 :].sum()
+        total = np.bincount(levels, kept, LEVELS)
+        share = total / np.maximum(np.bincount(levels[used], minlength=LEVELS), 1)
+        model = np.where(used, share[levels], 0.0)
+        p, q = reference / reference.sum(), model / model.sum()
+        both = p > 0
+        return float((p[both] * np.log(p[both] / np.maximum(q[both], 1e-12))).sum())
+
+    @cached_property
+    def _without_spike(self) -> NDArray[np.int64]:
+        """The counts; but the zeros of a Relu are rounded exactly, and as a spike would hide all other errors."""
+        counts = self.counts.copy()
+        if 0 <= self.zero < len(counts) - 1:
+            counts[self.zero] = counts[self.zero + 1]
+        return counts
+
+    def _levels(self, clip: Range) -> tuple[NDArray[np.float64], Affine]:
+        """Return the level of each bin."""
+        affine = activation(*clip)
+        levels = np.divide(self.centers, affine.scale)
+        np.rint(levels, out=levels)
+        np.add(levels, affine.zero_point, out=levels)
+        return np.clip(levels, 0, LEVELS - 1, out=levels), affine

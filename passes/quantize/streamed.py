@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ from onnx_lathe.runtime.samples import Array
 
 T = TypeVar("T")
 
+WRITTEN_BYTES = 2**20
+"""Bytes of levels that are handed on together: threads that write to one file wait for each other at each write."""
 _LEAST_ROWS = 64
 """Rows for which starting a thread is worth it."""
 
@@ -30,10 +32,12 @@ def largest_magnitudes(tensor: ir.TensorProtocol, axis: int) -> NDArray[np.float
 
     def part(start: int, stop: int) -> NDArray[np.float32]:
         found = np.zeros(stop - start if axis == 0 else shape[axis], np.float32)
+        magnitudes: Array | None = None
         for first, rows in files.rows(tensor, start, stop):
-            magnitudes = np.abs(rows)
+            # One buffer: memory that is asked for anew at each turn is mapped anew at each turn.
+            magnitudes = np.empty_like(rows, order="C") if magnitudes is None else magnitudes
             others = tuple(i for i in range(rows.ndim) if i != axis)
-            chunk = magnitudes.max(axis=others).astype(np.float32)
+            chunk = np.abs(rows, out=magnitudes[: len(rows)]).max(axis=others).astype(np.float32)
             if axis == 0:
                 found[first - start : first - start + len(rows)] = chunk
             else:
@@ -56,19 +60,40 @@ def quantized(
         limit: The largest level.
         alpha: A factor on the values.
     """
-    shape = tensor.shape.numpy()
-    levels = np.empty(shape, np.int8)
-    factors = params.along(scales, axis, len(shape))
-    for first, rows in files.rows(tensor, 0, shape[0]):
-        values = rows.astype(np.float32, copy=False)
-        if alpha != 1.0:
-            values = values * np.float32(alpha)
-        here = factors[first : first + len(rows)] if scales.ndim and axis == 0 else factors
-        exact = np.divide(values, here)
-        np.rint(exact, out=exact)
-        np.clip(exact, -limit, limit, out=exact)
-        np.copyto(levels[first : first + len(rows)], exact, casting="unsafe")
+    levels, done = np.empty(tensor.shape.numpy(), np.int8), 0
+    for part in quantized_rows(tensor, scales, axis, limit, alpha):
+        levels[done : done + len(part)] = part
+        done += len(part)
     return levels
+
+
+def quantized_rows(
+    tensor: ir.TensorProtocol, scales: NDArray[np.float32], axis: int, limit: int, alpha: float = 1.0
+) -> Iterator[NDArray[np.int8]]:
+    """Yield what `quantized` returns, some rows at a time; each part is good until the next is asked for."""
+    shape = tensor.shape.numpy()
+    factors = params.along(scales, axis, len(shape))
+    exact = levels = None
+    filled = 0
+    for first, rows in files.rows(tensor, 0, shape[0]):
+        if exact is None or levels is None:
+            exact = np.empty(rows.shape, np.float32)
+            gathered = min(shape[0], len(rows) * max(1, WRITTEN_BYTES // max(1, rows.size)))
+            levels = np.empty((gathered, *shape[1:]), np.int8)
+        if filled + len(rows) > len(levels):
+            yield levels[:filled]
+            filled = 0
+        here = factors[first : first + len(rows)] if scales.ndim and axis == 0 else factors
+        found, part = exact[: len(rows)], levels[filled : filled + len(rows)]
+        if alpha != 1.0:
+            rows = np.multiply(rows, np.float32(alpha), out=found, dtype=np.float32)
+        np.divide(rows, here, out=found, dtype=np.float32)
+        np.rint(found, out=found)
+        np.clip(found, -limit, limit, out=found)
+        np.copyto(part, found, casting="unsafe")
+        filled += len(rows)
+    if levels is not None:
+        yield levels[:filled]
 
 
 def transposed(matrix: Array) -> Array:

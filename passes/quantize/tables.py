@@ -5,7 +5,7 @@ A lookup reads few rows and computes nothing, so that it gets smaller by this, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_lathe.passes.edit import Refusal
 from onnx_lathe.passes.quantize import params, streamed
 from onnx_lathe.passes.quantize.builder import Builder
-from onnx_lathe.passes.quantize.layers import constant, integer, label, refusal, result_name
+from onnx_lathe.passes.quantize.layers import constant, integer, label, not_float, refusal, result_name
 from onnx_lathe.passes.quantize.scheme import WeightScheme
 from onnx_lathe.runtime.errors import UnsupportedModelError
 from onnx_lathe.runtime.samples import Array
@@ -97,10 +97,10 @@ def _rounded(builder: Builder, rows: ir.TensorProtocol) -> tuple[ir.Value, ir.Va
         )
     scales = params.scales_of(largest, _LEVELS)
 
-    def compute() -> Array:
-        return streamed.quantized(rows, scales, 0, _LEVELS.limit)
+    def parts() -> Iterator[Array]:
+        return streamed.quantized_rows(rows, scales, 0, _LEVELS.limit)
 
-    levels = builder.stored(f"{rows.name}_rows", compute, ir.DataType.INT8, tuple(rows.shape.numpy()))
+    levels = builder.streamed(f"{rows.name}_rows", parts, ir.DataType.INT8, tuple(rows.shape.numpy()))
     return levels, builder.constant(f"{rows.name}_row_scales", scales[:, None])
 
 
@@ -117,7 +117,7 @@ def _read(node: ir.Node) -> Table | str | None:
     if found.shape[0] * found.shape[1] < LEAST_ENTRIES:
         return None
     if found.tensor.dtype != ir.DataType.FLOAT:
-        return f"its table is {found.tensor.dtype.name}, not FLOAT"
+        return f"its table is {not_float(found.tensor.dtype)}"
     if found.perm is not None or integer(node, "axis", 0) not in (0, -2):
         return "it does not look up rows"
     return Table(node, found.tensor)

@@ -156,8 +156,17 @@ def trace_use(node: ir.Node, index: int, track: Track, layers: Mapping[ir.Node, 
     if moved is not None:
         results = [(node.outputs[0], moved)]
     ways = [trace(result, behind, layers, shapes) for result, behind in results]
-    refused = ways[-1] if ways else f"{node.op_type} does not pass a factor on to each channel of its result"
+    refused = ways[-1] if ways else _lost(node)
     return next((way for way in ways if isinstance(way, Way)), refused)
+
+
+def _lost(node: ir.Node) -> str:
+    """Return why no factor passes through ``node``."""
+    reason = f"{node.op_type} does not pass a factor on to each channel of its result"
+    if node.op_type != "Clip":
+        return reason
+    # Nagel et al. put a Relu in the place of Relu6, which computes something else wherever a value is above 6.
+    return f"{reason}: its bound is one number, and a Relu instead of it would change what the network computes"
 
 
 def readers_of(value: ir.Value) -> list[tuple[ir.Node, int]]:

@@ -9,6 +9,9 @@ import onnx
 import pytest
 
 from onnx_lathe.passes import files
+from onnx_lathe.passes.fuse.attention import FuseAttention
+from onnx_lathe.passes.fuse.gelu import Gelu
+from onnx_lathe.passes.fuse.normalization import FuseNormalization
 from onnx_lathe.passes.prune.request import Prune
 from onnx_lathe.passes.prune.sparsify import Sparsify
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
@@ -32,6 +35,10 @@ REQUESTS: list[Request] = [
     QuantizeStatic(weight_exponent=-4),
     QuantizeDynamic(weight_exponent=-4, weight_bits=7),
     Sparsify(rule="magnitude", ratio=0.3),
+    FuseAttention("standard"),
+    FuseNormalization("skip"),
+    Gelu("erf"),
+    Gelu("quick"),
     Smooth(alpha="search", insert=False),
     CorrectBiases(per_channel=False, weight_bits=7, rounds=1),
     RoundWeights(weight_exponent=-4, iterations=20),

@@ -263,7 +263,7 @@ def test_of_a_split_layer_the_part_that_is_gated_is_scaled_alone(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("[act] c = Relu (b)", CLIP), "Clip does not pass a factor on"),
+        (("[act] c = Relu (b)", CLIP), "its bound is one number"),
         (("Relu (b)", "Sigmoid (b)"), "Sigmoid does not pass a factor on"),
         (("=> (float[N, 4] y)", "=> (float[N, 4] y, float[N, 16] c)"), "'c' is an output of the graph"),
         (("=> (float[N, 4] y)", "=> (float[N, 4] y, float[N, 16] a)"), "'a' is an output of the graph"),

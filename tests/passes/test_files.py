@@ -178,3 +178,20 @@ def test_constants_whose_values_lie_in_a_file_move_along(tmp_path: Path) -> None
     feeds = tensors.random_feeds(target)
     want, got = Session(folder / "m.onnx").run(feeds), Session(target).run(feeds)
     assert all(np.array_equal(want[name], got[name]) for name in want)
+
+
+def test_a_streamed_tensor_is_written_part_by_part_and_read_whole(tmp_path: Path) -> None:
+    whole = np.arange(24, dtype=np.int8).reshape(6, 4)
+    tensor = files.StreamedTensor("w", lambda: iter((whole[:2], whole[2:5], whole[5:])), ir.DataType.INT8, (6, 4))
+    with (tmp_path / "w.bin").open("wb") as file:
+        tensor.tofile(file)
+    assert (tmp_path / "w.bin").read_bytes() == whole.tobytes() == tensor.tobytes()
+    np.testing.assert_array_equal(tensor.numpy(), whole)
+
+
+def test_a_streamed_tensor_that_lacks_a_part_is_a_defect(tmp_path: Path) -> None:
+    tensor = files.StreamedTensor("w", lambda: iter((np.zeros(3, np.int8),)), ir.DataType.INT8, (6, 4))
+    with pytest.raises(AssertionError, match="w is computed whole"):
+        tensor.numpy()
+    with pytest.raises(AssertionError, match="w is computed whole"), (tmp_path / "w.bin").open("wb") as file:
+        tensor.tofile(file)

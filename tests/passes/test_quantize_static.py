@@ -359,7 +359,7 @@ def test_samples_are_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("graph", "reason"),
     [
-        ("HALF", "1 x Gemm: its weight is FLOAT16, not FLOAT"),
+        ("HALF", "1 x Gemm: its weight is FLOAT16, not FLOAT: run widen first"),
         ("FUNCTION", "1 x MatMul: it is inside a function: run cleanup first"),
         ("COUNTING", "no Conv, Gemm or MatMul at all"),
     ],

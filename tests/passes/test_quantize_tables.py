@@ -83,7 +83,7 @@ def test_a_row_of_zeros_stays_one(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         (TIED.replace("Gather (", "Gather <axis = 1> ("), "it does not look up rows"),
-        (TIED.replace("float[", "float16["), "its table is FLOAT16, not FLOAT"),
+        (TIED.replace("float[", "float16["), "its table is FLOAT16, not FLOAT: run widen first"),
     ],
 )
 def test_what_is_no_lookup_of_float_rows_is_left_alone(text: str, reason: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from onnx_lathe.passes import files, run
 from onnx_lathe.passes.oracle import Check
 from onnx_lathe.passes.quantize import fitted, grams, packing
+from onnx_lathe.passes.quantize.layers import NOT_OBSERVED
 from onnx_lathe.passes.quantize.weight_only import BlockProducts, QuantizeWeights
 from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import OracleError, OutputError, PassSpecError, SamplesError, UnsupportedModelError
@@ -220,7 +221,7 @@ def test_layers_in_branches_are_rounded_but_by_gptq(tmp_path: Path) -> None:
     assert len(quantize(tmp_path, LOOPED, QuantizeWeights(block=16)).edit.layers) == 2
     result = quantize(tmp_path, LOOPED, QuantizeWeights(block=16, method="gptq"))
     assert [layer.result for layer in result.edit.layers] == ["d"]
-    assert [(each.node, each.reason) for each in result.edit.refused] == [("inner", "it is inside a subgraph")]
+    assert [(each.node, each.reason) for each in result.edit.refused] == [("inner", NOT_OBSERVED)]
 
 
 def test_a_large_model_is_checked_by_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,14 +147,15 @@ def test_levels_that_do_not_stand_for_the_weights_are_found(
     graph: str, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = graphs.save(graphs.build(graph), tmp_path / "source.onnx")
-    right = streamed.quantized
+    right = streamed.quantized_rows
 
-    def wrong(*given: Any, **more: Any) -> Array:
-        levels = right(*given, **more).copy()
-        levels.reshape(-1)[0] ^= 1
-        return levels
+    def wrong(*given: Any, **more: Any) -> Iterator[Array]:
+        for part in right(*given, **more):
+            levels = part.copy()
+            levels.reshape(-1)[0] ^= 1
+            yield levels
 
-    monkeypatch.setattr(streamed, "quantized", wrong)
+    monkeypatch.setattr(streamed, "quantized_rows", wrong)
     with pytest.raises(OracleError, match=r"got 1(\.\d+)? steps \(stored levels|got 0\.\d+ steps \(stored levels"):
         apply(source, [request_], tmp_path / "out.onnx", samples=graphs.samples_for(source))
 

@@ -38,6 +38,17 @@ FORMS = (
     "cleanup,smooth,quantize-dynamic",
     "cleanup,correct-biases,quantize-static{ranges=percentile}",
     "cleanup,round-weights{iterations=20},quantize-static{ranges=mse}",
+    "push-slices",
+    "flatten-tokens",
+    "drop-padding",
+    "gelu{form=fast}",
+    "fuse-normalization{form=skip}",
+    "merge-projections",
+    "move-transposes",
+    "optimize-onnxscript",
+    "optimize-onnxruntime",
+    "cleanup,fold-masks,fuse-attention{form=packed}",
+    "cleanup,fold-masks,push-slices,fuse-attention{form=standard},keep-skip-apart,quantize-dynamic",
 )
 
 
