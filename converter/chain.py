@@ -15,7 +15,7 @@ from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.benchmarks.stats import Vector, bca_bootstrap
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.explain import Story, edits
-from onnx_lathe.converter.compile.space import Candidate
+from onnx_lathe.converter.compile.forms import Candidate
 from onnx_lathe.converter.compile.task import Parts, Rung, Task
 from onnx_lathe.converter.data.sources import load_source
 from onnx_lathe.converter.data.split import stratified

@@ -24,10 +24,11 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from onnx_lathe.converter.launch import Led, alone
-from onnx_lathe.runtime import loading
+from onnx_lathe.runtime import loading, machine
 from onnx_lathe.runtime.bundle import file_digest
 from onnx_lathe.runtime.errors import BundleError
 from onnx_lathe.runtime.extras import installed_version
+from onnx_lathe.runtime.providers import cpu_class, default_threads
 from onnx_lathe.runtime.staged import make_folder
 
 _RESULT = "result.json"
@@ -42,6 +43,7 @@ _VERSIONS = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-openvino",
 )
 
 
@@ -95,7 +97,31 @@ def work_folder(output: Path) -> Path:
 
 def model_digest(model: Path) -> str:
     """Return a digest of a model's graph and of the weights beside it."""
-    return ":".join(file_digest(path) for path in (model, *loading.external_files(model)))
+    beside = _beside(str(model), *_seen(model))
+    return ":".join(known_digest(path) for path in (model, *beside))
+
+
+def known_digest(file: Path) -> str:
+    """Return the sha256 of a file, read once while its size and time of change stay the same."""
+    return _known_digest(str(file), *_seen(file))
+
+
+def _seen(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_digest(file: str, size: int, changed: int) -> str:
+    del size, changed
+    return file_digest(Path(file))
+
+
+@functools.lru_cache(maxsize=4096)
+def _beside(model: str, size: int, changed: int) -> tuple[Path, ...]:
+    """Return the files of a model's weights beside it."""
+    del size, changed
+    return tuple(loading.external_files(Path(model)))
 
 
 def stage_name(kind: str, what: str) -> str:
@@ -129,23 +155,17 @@ def run_stage(
             see the same ``folder``.
     """
     adapter = TypeAdapter(kind)
-    key = _key(depends, code)
+    key = stage_key(depends, code)
     final, part = folder / f"{name}-{key}", folder / f"{name}-{key}.part"
 
     def found() -> dict[str, Any] | None:
-        if (final / _RESULT).is_file():
-            with contextlib.suppress(json.JSONDecodeError):  # it was cut off with the machine's power
-                record = json.loads((final / _RESULT).read_text())
-                if record["digest"] == _digest(final, record["value"]):
-                    return record
-            shutil.rmtree(final)
-        part.mkdir(parents=True, exist_ok=True)
-        return None
+        record = _read_record(final)
+        if record is None:
+            part.mkdir(parents=True, exist_ok=True)
+        return record
 
     def finished() -> dict[str, Any]:
-        plain = json.loads(json.dumps(adapter.dump_python(value), default=str))
-        record = {"value": plain, "digest": _digest(part, plain)}
-        (part / _RESULT).write_text(json.dumps(record))
+        record = _write_record(part, adapter.dump_python(value))
         os.replace(part, final)
         for old in folder.glob(f"{name}-*"):
             if old != final and old.name.removeprefix(f"{name}-").removesuffix(".part").isalnum():
@@ -159,8 +179,41 @@ def run_stage(
     return Stage(name, final, value, led(finished)["digest"], skipped=False)
 
 
-def _key(depends: Mapping[str, Any], code: Sequence[str]) -> str:
+def read_result(folder: Path, kind: type[T]) -> tuple[T, str] | None:
+    """Return the value and the digest of a finished stage; None, and it is removed, where it is not whole."""
+    record = _read_record(folder)
+    return None if record is None else (TypeAdapter(kind).validate_python(record["value"]), record["digest"])
+
+
+def write_result(folder: Path, value: T, kind: type[T]) -> tuple[T, str]:
+    """Write down what a stage returned beside its files; return it as it will be read, and the digest of both."""
+    adapter = TypeAdapter(kind)
+    record = _write_record(folder, adapter.dump_python(value))
+    return adapter.validate_python(record["value"]), record["digest"]
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    if (folder / _RESULT).is_file():
+        with contextlib.suppress(json.JSONDecodeError):  # it was cut off with the machine's power
+            record = json.loads((folder / _RESULT).read_text())
+            if record["digest"] == _digest(folder, record["value"]):
+                return record
+    if folder.exists():
+        shutil.rmtree(folder)
+    return None
+
+
+def _write_record(folder: Path, value: Any) -> dict[str, Any]:
+    plain = json.loads(json.dumps(value, default=str))
+    record = {"value": plain, "digest": _digest(folder, plain)}
+    (folder / _RESULT).write_text(json.dumps(record))
+    return record
+
+
+def stage_key(depends: Mapping[str, Any], code: Sequence[str]) -> str:
+    """Return the hash of what a result depends on: values, the source of ``code``, the CPU and the versions."""
     total = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
+    total.update(f"{machine.cpu_model()}:{cpu_class()}:{default_threads()}".encode())
     installed = {distribution: installed_version(distribution) for distribution in _VERSIONS}
     total.update(json.dumps(installed, sort_keys=True).encode())
     for module in sorted(set(code)):
@@ -191,5 +244,5 @@ def _sources(module: str) -> Iterator[Path]:
 def _digest(folder: Path, value: Any) -> str:
     total = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _RESULT):
-        total.update(f"{path.relative_to(folder)}:{file_digest(path)}".encode())
+        total.update(f"{path.relative_to(folder)}:{known_digest(path)}".encode())
     return total.hexdigest()

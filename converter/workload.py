@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.benchmarks.suite import Conditions
@@ -18,6 +19,9 @@ from onnx_lathe.runtime.tensors import TensorSpec
 
 Dims = Mapping[str, int]
 """Sizes of symbolic dimensions, such as ``{"batch": 8, "seq": 128}``."""
+
+MOST_BATCHES = 4
+"""Of the data as they come that one call runs: enough to meet short and long ones."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,41 @@ def _only_batch(specs: Sequence[TensorSpec], dims: Dims) -> Dims:
     return dims
 
 
-def plain_subject(name: str, model: Path, feeds: Path, provider: str, threads: int | None) -> Subject:
-    """Return how to start a model in a plain onnxruntime session."""
-    arguments = {"model": str(model), "feeds": str(feeds), "provider": provider, "threads": threads}
-    return Subject(name, "onnx_lathe.runtime.session:start_plain", arguments)
+def as_they_come(samples: Samples | None) -> tuple[Feeds, ...]:
+    """Return up to `MOST_BATCHES` of the batches of ``samples``, spread over all, with the padding that they have.
+
+    One where all have one shape.
+    """
+    if samples is None:
+        return ()
+    batches = samples.batches
+    if len({tuple(array.shape for array in batch.values()) for batch in batches}) == 1:
+        return batches[:1]
+    count = min(MOST_BATCHES, len(batches))
+    return tuple(batches[round(number * (len(batches) - 1) / (count - 1))] for number in range(count))
+
+
+def batches_to_time(model: Path, samples: Samples | None, dims: Dims) -> tuple[Feeds, ...]:
+    """Return what one call runs, in turn: batches as they come where ``dims`` names no size and they differ, else one.
+
+    Raises:
+        SamplesError: The samples lack an input of the model.
+        TensorError: A sample does not fit the model, or the model cannot have this shape.
+    """
+    batches = as_they_come(samples)
+    if dims or len(batches) < 2:
+        return (batch_to_time(model, samples, dims),)
+    specs = tensors.input_specs(loading.read_graph(model), str(model))
+    names = [spec.name for spec in specs]
+    return tuple(tensors.check_feeds(specs, {name: batch[name] for name in names}) for batch in batches)
+
+
+def plain_subject(name: str, model: Path, feeds: Path | Sequence[Path], provider: str, threads: int | None) -> Subject:
+    """Return how to start a model in a plain onnxruntime session; a call runs each of several ``feeds``."""
+    arguments: dict[str, Any] = {"model": str(model), "provider": provider, "threads": threads}
+    if isinstance(feeds, Path):
+        return Subject(name, "onnx_lathe.runtime.session:start_plain", {**arguments, "feeds": str(feeds)})
+    if len(feeds) == 1:
+        return plain_subject(name, model, feeds[0], provider, threads)
+    start = "onnx_lathe.runtime.session:start_plain_in_turn"
+    return Subject(name, start, {**arguments, "feeds": [str(path) for path in feeds]})

@@ -284,9 +284,17 @@ def start_plain(model: str, feeds: str, provider: str = "cpu", threads: int | No
         provider: Where to run.
         threads: Threads inside an operator; None for all CPUs that the process may use.
     """
+    call = start_plain_in_turn(model, [feeds], provider, threads)
+    return lambda: call()[0]
+
+
+def start_plain_in_turn(
+    model: str, feeds: Sequence[str], provider: str = "cpu", threads: int | None = None
+) -> Callable[[], list[object]]:
+    """Prepare what `start_plain` does for several batches, which may have different shapes: a call runs each."""
     onnxruntime = providers.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or providers.default_threads()
     session = onnxruntime.InferenceSession(model, options, providers=[providers.resolve(provider)])
-    arrays = tensors.load_npz(Path(feeds))
-    return lambda: session.run(None, arrays)
+    batches = [tensors.load_npz(Path(path)) for path in feeds]
+    return lambda: [session.run(None, arrays) for arrays in batches]

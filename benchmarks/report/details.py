@@ -31,16 +31,23 @@ def candidates(report: Report) -> Section | None:
             item.name,
             item.status,
             *(f"{item.speed[index]:.2f}x" if index < len(item.speed) else ABSENT for index in range(len(shapes))),
+            ABSENT if item.step is None else Cell(text.speed(item.step).text, note=f"of {item.against}"),
             ABSENT if item.drop is None else text.points(item.drop),
+            ABSENT if item.seconds is None else text.seconds(item.seconds),
+            "yes" if item.on_front else "",
             item.reason,
             chosen=item.status == "kept",
         )
         for item in report.candidates
     )
-    heads = columns("form", "status", *shapes, "drop", "why", numeric=(*shapes, "drop"))
+    figures = (*shapes, "step", "drop", "time")
+    heads = columns("form", "status", *figures, "front", "why", numeric=figures)
     notes = (
         "speed: in a short screening; the ladder's is measured again, for longer.",
+        "step: the speed against the form that it differs from by one pass, over all shapes.",
         "drop: on the part of the data that forms are chosen on.",
+        "time: what its last pass took, its check included.",
+        "front: no other form is both faster and nearer to the original; `--pick` ships any form by its name.",
         "kept: it ships. refused: it was made, and something else is better. failed: it could not be made.",
     )
     return Section("candidates", "Forms that were tried", "", (Table(heads, rows),), notes, folded=True)

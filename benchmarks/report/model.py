@@ -112,6 +112,10 @@ class CandidateResult:
         reason: Why.
         speed: How many times as fast as the reference in the screening, at each shape; empty where not measured.
         drop: Of the metric (0..1) on the part that candidates are chosen on; None where not judged.
+        against: The form that it is a step from; None for one that the search began with.
+        step: How many times as fast as that form, over all shapes; None where that was not measured.
+        seconds: What its last pass took, checks included; None where it was not made.
+        on_front: Whether no other form is both faster and nearer to the original.
     """
 
     name: str
@@ -119,6 +123,10 @@ class CandidateResult:
     reason: str
     speed: tuple[float, ...] = ()
     drop: float | None = None
+    against: str | None = None
+    step: Interval | None = None
+    seconds: float | None = None
+    on_front: bool = False
 
 
 @dataclass(frozen=True)

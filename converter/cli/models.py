@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 
 from onnx_lathe.converter.cli.shared import (
-    DimsOption,
     MaxDrop,
     Metric,
     Model,
     OptionalData,
-    Provider,
     Threads,
+    WeightedDimsOption,
     emit,
     exit_if_missed,
-    parse_dims,
+    parse_weighted_dims,
     show_report,
+    show_search,
 )
 from onnx_lathe.converter.progress import console, showing
 
@@ -30,15 +30,34 @@ def compile_(
     eval_data: Annotated[Path | None, typer.Option(help="Samples to judge on, instead of a part of --data.")] = None,
     max_drop: MaxDrop = 0.01,
     metric: Metric = None,
-    dims: DimsOption = None,
-    provider: Provider = "cpu",
+    dims: WeightedDimsOption = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to run: cpu, cuda, ...; repeatable, or all: the fastest is taken.", show_default="cpu"
+        ),
+    ] = None,
     threads: Threads = None,
-    time_budget: Annotated[float, typer.Option(min=1.0, help="Seconds that measuring may take.")] = 120.0,
+    time_budget: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that making, judging and measuring forms may take.")
+    ] = 150.0,
     seed: Annotated[int, typer.Option(min=0, help="Cuts the data.")] = 0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print every form that was tried, and why it lost.")
+    ] = False,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="Ship this form, by the name that the report gives it.", show_default="the fastest"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keeps what is made for the next time.", show_default=".work/cache beside the output"),
+    ] = None,
 ) -> None:
     """Find the fastest form of an ONNX model that keeps its accuracy, and write it as a bundle with its report."""
     from onnx_lathe.converter.compile.compile import compile
 
+    shapes = [parse_weighted_dims(text) for text in dims or []]
     with showing() as progress:
         result = compile(
             model,
@@ -47,14 +66,19 @@ def compile_(
             eval_data=eval_data,
             max_drop=max_drop,
             metric=metric,
-            dims=[parse_dims(text) for text in dims or []],
-            provider=provider,
+            dims=[sizes for sizes, _ in shapes],
+            weights=[weight for _, weight in shapes],
+            provider=provider or "cpu",
             threads=threads,
             time_budget=time_budget,
             seed=seed,
+            pick=pick,
+            cache=cache,
             progress=progress,
         )
     show_report(result.report)
+    if explain:
+        show_search(result.report)
     emit("compile", result.summary())
     exit_if_missed(result.limit_missed)
 

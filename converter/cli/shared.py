@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
@@ -12,6 +13,9 @@ from pydantic import TypeAdapter
 from onnx_lathe.converter import launch
 from onnx_lathe.converter.progress import console
 from onnx_lathe.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from onnx_lathe.benchmarks.report.model import Report
 
 LIMIT_MISSED = 3
 
@@ -28,6 +32,10 @@ OptionalData = Annotated[Path | None, typer.Option("--data", help="Samples: an .
 DimsOption = Annotated[
     list[str] | None,
     typer.Option("--dims", help="A shape to be fast at, such as batch=8,seq=128; repeatable."),
+]
+WeightedDimsOption = Annotated[
+    list[str] | None,
+    typer.Option("--dims", help="A shape to be fast at, such as batch=8,seq=128; repeatable; @3 counts three times."),
 ]
 Provider = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a session.", show_default="all allowed cores")]
@@ -55,6 +63,18 @@ def show_report(report: Any) -> None:
     console.print(render_terminal(report))
 
 
+def show_search(report: Report) -> None:
+    """Print every form that a search tried, in order: its speed, its step, its drop, its cost and why it lost."""
+    from onnx_lathe.benchmarks.report.details import candidates
+    from onnx_lathe.benchmarks.report.render import render_section
+
+    section = candidates(report)
+    if section is not None:
+        console.print(render_section(section))
+    for sentence in report.method:
+        console.print(sentence, markup=False, soft_wrap=True)
+
+
 def exit_if_missed(limit: str | None) -> None:
     """End with the exit status of a missed limit, where there is one."""
     if limit is not None:
@@ -76,6 +96,23 @@ def parse_dims(text: str) -> dict[str, int]:
             )
         sizes[name] = int(size)
     return sizes
+
+
+def parse_weighted_dims(text: str) -> tuple[dict[str, int], float]:
+    """Return the sizes and the weight that ``batch=1,seq=32@3`` spells; the weight is 1 where none is given."""
+    sizes, sign, weight = text.partition("@")
+    try:
+        number = float(weight) if sign else 1.0
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise InputError(
+            "--dims",
+            got=f"the weight {weight!r}",
+            expected="a positive number after the @",
+            mend="Write --dims batch=1,seq=32@3.",
+        )
+    return parse_dims(sizes), number
 
 
 def parse_share(option: str, text: str) -> float:

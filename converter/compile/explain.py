@@ -21,8 +21,9 @@ from onnx_lathe.benchmarks.report.model import (
 )
 from onnx_lathe.benchmarks.result import Comparison, Measurement
 from onnx_lathe.benchmarks.verdict import compare
-from onnx_lathe.converter.compile.search import shape_text
-from onnx_lathe.converter.compile.task import Dims, Found, Task, Tried
+from onnx_lathe.converter.compile.front import front
+from onnx_lathe.converter.compile.task import Found, Task, Tried
+from onnx_lathe.converter.workload import Dims
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime.difference import GraphDifference, difference
 from onnx_lathe.runtime.facts import read_facts
@@ -77,14 +78,14 @@ def explain(task: Task, found: Found, story: Story) -> Report:
         ),
         distillation=story.distillation,
         curves=story.curves,
-        candidates=tuple(_candidate(item) for item in found.tried),
+        candidates=_candidates(task, found),
         edits=(
             *story.edits,
-            *(edit for item in found.tried for edit in edits(item.candidate.name, item.applied)),
+            *(edit for item in _explained(found) for edit in edits(item.candidate.name, item.applied)),
         ),
         difference=_difference(task, found, story),
         rooflines=tuple(found.rooflines),
-        method=_method(task),
+        method=(*_method(task), *found.notes),
         warnings=_warnings(found),
         command=story.command,
     )
@@ -144,7 +145,7 @@ def _shape(task: Task, found: Found, dims: Dims, measurement: Measurement) -> Me
     models = {name: model for name, model in _models(task, found).items() if model is not None}
     macs = {name: read_facts(model, dims).macs for name, model in models.items()}
     return MeasuredShape(
-        name=shape_text(dims),
+        name=task.shape_name(dims),
         measurement=measurement,
         macs={name: count for name, count in macs.items() if count is not None},
         comparisons=_against_base(found.leader, models, measurement),
@@ -192,14 +193,30 @@ def _reason(found: Found) -> str:
     )
 
 
-def _candidate(item: Tried) -> CandidateResult:
-    status = "kept" if item.refusal is None else "refused" if item.model else "failed"
+def _explained(found: Found) -> list[Tried]:
+    """Return the forms whose passes are told one by one: the leader, and what could not be made."""
+    leader = found.leader.candidate.name if found.leader else None
+    return [item for item in found.tried if item.candidate.name == leader or not (item.speed or item.model)]
+
+
+def _candidates(task: Task, found: Found) -> tuple[CandidateResult, ...]:
+    points = {item.candidate.name for item in front(task, found.tried)}
+    return tuple(_candidate(task, item, item.candidate.name in points) for item in found.tried)
+
+
+def _candidate(task: Task, item: Tried, on_front: bool) -> CandidateResult:
+    made = bool(item.model or item.speed or item.certificate)
+    praise = "Picked by hand." if task.pick is not None else "The fastest that keeps its accuracy."
     return CandidateResult(
         name=item.candidate.name,
-        status=status,
-        reason=item.refusal or "The fastest that keeps its accuracy.",
-        speed=tuple(item.speed),
+        status="kept" if item.refusal is None else "refused" if made else "failed",
+        reason=item.refusal or praise,
+        speed=tuple(each.value for each in item.speed),
         drop=item.certificate.drop if item.certificate else None,
+        against=item.against,
+        step=item.step,
+        seconds=item.seconds,
+        on_front=on_front,
     )
 
 

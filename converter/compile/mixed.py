@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import cast
 
 from onnx_lathe.converter.compile.certify import Judge
-from onnx_lathe.converter.compile.space import Candidate
+from onnx_lathe.converter.compile.forms import PRECISION, Candidate
 from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.sensitivity import sensitivity
-from onnx_lathe.converter.stages import model_digest, run_stage, stage_name
+from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.passes import registry
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
@@ -45,7 +45,9 @@ def mixed_candidates(task: Task, tried: Sequence[Tried], judge: Judge, progress:
         mixture = _mixture(task, nearest, task.parts.calibrate, judge, progress)
         if mixture.certified:
             name = f"{nearest.name}, {len(mixture.exclude)} layers float"
-            found.append(Candidate(name, nearest.base, _excluding(nearest, mixture.exclude)))
+            *before, last = registry.parse(_excluding(nearest, mixture.exclude))
+            chosen = {**nearest.chosen, PRECISION: registry.spell(last)} if nearest.chosen else {}
+            found.append(Candidate(name, nearest.base, registry.spell((*before, last)), chosen))
     return found
 
 
@@ -80,7 +82,7 @@ def _mixture(task: Task, candidate: Candidate, samples: Samples, judge: Judge, p
         "metric": judge.metric,
         "max_drop": task.max_drop,
     }
-    return run_stage(task.folder, stage_name("mix", candidate.name), depends, _CODE, make, Mixture).value
+    return task.cache.stage("mix", candidate.name, depends, _CODE, make, Mixture).value
 
 
 def _certified(

@@ -1,195 +1,170 @@
-"""The search: build the candidates, drop what loses accuracy, measure the rest, confirm the winner, certify it.
+"""The search: explore the forms, confirm the fastest in fresh processes, certify it.
 
-Decisions fall on the select part of the data; the certify part is looked at once, for the winner alone. Every step is a
-stage (`onnx_lathe.converter.stages`): a search that was interrupted goes on where it stopped.
+Decisions fall on the select part of the data; the certify part is looked at once, for the leader alone. Every step is a
+stage of the cache: a search that was interrupted goes on where it stopped, and one that ended is not made again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.limits import ModelRoofline
-from onnx_lathe.benchmarks.measure import FINAL, SCREEN, Effort, measure
+from onnx_lathe.benchmarks.measure import FINAL
 from onnx_lathe.benchmarks.peaks import measure_peaks
 from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
-from onnx_lathe.benchmarks.subject import Subject
-from onnx_lathe.converter.compile.certify import Judge
-from onnx_lathe.converter.compile.mixed import mixed_candidates
-from onnx_lathe.converter.compile.space import Candidate, unfit
-from onnx_lathe.converter.compile.task import Dims, Found, Rung, Task, Tried
+from onnx_lathe.benchmarks.verdict import EQUAL
+from onnx_lathe.converter.compile.arena import arena, random_answer
+from onnx_lathe.converter.compile.build import build
+from onnx_lathe.converter.compile.certify import Judge, judged
+from onnx_lathe.converter.compile.clock import Clock
+from onnx_lathe.converter.compile.explore import LEAST_STEP, Explored, Explorer, gain
+from onnx_lathe.converter.compile.front import pick
+from onnx_lathe.converter.compile.race import side_by_side
+from onnx_lathe.converter.compile.task import Found, Rung, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
-from onnx_lathe.converter.stages import model_digest, run_stage, stage_name
-from onnx_lathe.converter.workload import batch_to_time, plain_subject
-from onnx_lathe.passes import registry
-from onnx_lathe.passes import run as passes_run
-from onnx_lathe.passes.run import Applied
-from onnx_lathe.runtime import tensors
-from onnx_lathe.runtime.errors import ModelFileError, OracleError, UnsupportedModelError
+from onnx_lathe.converter.stages import model_digest
+from onnx_lathe.converter.workload import batches_to_time
+from onnx_lathe.runtime.errors import MeasurementError
 
-_PASSES_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime")
-_MEASURE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime")
+_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime", "onnx_lathe.benchmarks", "onnx_lathe.converter")
 _ROOFLINE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.converter.roofline", "onnx_lathe.runtime")
-_SCREEN_SHARE = 0.4
-"""Share of the time budget that the screening may take; the rest confirms the winner."""
+_FINAL_SHARE = 0.4
+"""Share of the time budget that the final measurement may take."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """What the leader was seen to do in fresh processes and on the certify part.
+
+    Attributes:
+        measurements: At each shape.
+        certificates: By name.
+        evaluation: Of the leader; None where there is no data.
+        refusal: Why it could not even be measured; None where it was.
+    """
+
+    measurements: Sequence[Measurement]
+    certificates: Mapping[str, Certificate]
+    evaluation: Evaluation | None = None
+    refusal: str | None = None
 
 
 def search(task: Task, progress: Progress) -> Found:
-    """Find the fastest candidate that keeps its accuracy; the original where none does."""
-    tried = _without_twins([_build(task, candidate, progress) for candidate in task.candidates])
-    tried, metric = _judge_on_select(task, tried, progress)
-    tried = _screen(task, tried, progress)
-    leader = max((item for item in tried if item.refusal is None), key=_gain, default=None)
-    measurements = _measure_final(task, leader, progress)
-    certificates, evaluation = _certify(task, leader, progress)
-    refusal = _final_refusal(task, leader, measurements, certificates)
-    tried = [_conclude(item, leader, refusal) for item in tried]
-    winner = next((item for item in tried if item.refusal is None), None)
-    reason = _praise(task, winner, measurements, certificates) if winner else (refusal or "No candidate was left.")
-    rooflines = _rooflines(task, leader, progress)
-    return Found(winner, leader, reason, tried, metric, certificates, measurements, evaluation, rooflines)
+    """Find the fastest candidate that keeps its accuracy; the original where none does.
+
+    Raises:
+        LatheError: The original itself cannot be run, or not on these inputs.
+        InputError: The form to pick is none of those that were tried.
+    """
+    with task.cache.in_use():
+        explored = _explored(task, progress)
+        tried = list(explored.tried)
+        leader = _leader(task, explored, progress)
+        final = _final(task, leader, progress)
+        refusal = _final_refusal(task, leader, final)
+        if leader is not None:
+            tried = [leader if item.candidate.name == leader.candidate.name else item for item in tried]
+        tried = [_conclude(task, item, leader, refusal) for item in tried]
+        winner = next(
+            (item for item in tried if leader and item.candidate == leader.candidate and not item.refusal), None
+        )
+        why_none = " ".join((refusal or "No candidate was left.", *explored.notes))
+        reason = _praise(task, winner, final) if winner else why_none
+        metric = next((each.metric for each in final.certificates.values()), None)
+        return Found(
+            winner,
+            leader,
+            reason,
+            tried,
+            metric,
+            final.certificates,
+            final.measurements,
+            final.evaluation,
+            _rooflines(task, leader, progress),
+            explored.notes,
+        )
 
 
-def _build(task: Task, candidate: Candidate, progress: Progress) -> Tried:
-    if not candidate.passes:
-        return Tried(candidate, model=candidate.base)
-    if reason := unfit(candidate, task.provider):
-        return Tried(candidate, refusal=reason)
-    progress(0, 1, f"apply {candidate.passes}")
-    requests = registry.parse(candidate.passes)
-    calibrate = task.parts.calibrate if task.parts else None
+def _explored(task: Task, progress: Progress) -> Explored:
+    """Return what the exploration finds, or what it found before."""
+    clock = Clock(task.time_budget if task.axes else math.inf)
 
-    def make(folder: Path) -> tuple[Applied, ...]:
-        return passes_run.apply(candidate.base, requests, folder / "model.onnx", samples=calibrate)
+    def make(folder: Path) -> Explored:
+        del folder
+        if doubt := random_answer(task):
+            return Explored((), notes=(doubt,))
+        where = arena(task)
+        found = Explorer(task, where.model, clock, progress).run()
+        return replace(found, notes=(*found.notes, *where.notes))
 
+    parts = task.parts
     depends = {
-        "model": model_digest(candidate.base),
-        "passes": registry.spell(requests),
-        "samples": calibrate.digest() if calibrate else None,
-    }
-    name = stage_name("apply", candidate.name)
-    try:
-        stage = run_stage(task.folder, name, depends, _PASSES_CODE, make, tuple[Applied, ...])
-    except (UnsupportedModelError, OracleError, ModelFileError) as error:
-        return Tried(candidate, refusal=str(error))
-    if not any(applied.changed for applied in stage.value):
-        return Tried(candidate, refusal="The passes change nothing in this graph.", applied=stage.value)
-    return Tried(candidate, model=stage.folder / "model.onnx", applied=stage.value)
-
-
-def _without_twins(tried: Sequence[Tried]) -> list[Tried]:
-    """Refuse every candidate whose file an earlier one has too: it would win or lose by chance."""
-    names: dict[str, str] = {}
-    kept: list[Tried] = []
-    for item in tried:
-        if item.model is None:
-            kept.append(item)
-            continue
-        first = names.setdefault(model_digest(item.model), item.candidate.name)
-        twin = first != item.candidate.name
-        kept.append(replace(item, refusal=f"It is the same graph as {first}.") if twin else item)
-    return kept
-
-
-def _judge_on_select(task: Task, tried: Sequence[Tried], progress: Progress) -> tuple[list[Tried], str | None]:
-    """Refuse what loses too much, and add mixed forms where all of a kind do."""
-    if task.parts is None:
-        return list(tried), None
-    judge = Judge(task.original, task.parts.select, task.metric, task.max_drop, task.provider, task.threads)
-    judged = _judge_each(task, tried, judge, progress)
-    mixed = [_build(task, candidate, progress) for candidate in mixed_candidates(task, judged, judge, progress)]
-    return judged + _judge_each(task, mixed, judge, progress), judge.metric
-
-
-def _judge_each(task: Task, tried: Sequence[Tried], judge: Judge, progress: Progress) -> list[Tried]:
-    judged: list[Tried] = []
-    for number, item in enumerate(tried):
-        if item.refusal is not None or item.model is None:
-            judged.append(item)
-            continue
-        progress(number, len(tried), f"judge {item.candidate.name}")
-        certificate = judge.certificate(judge.outputs(item.model))
-        refusal = None
-        if certificate.drop > task.max_drop:
-            refusal = (
-                f"It loses {100 * certificate.drop:.2f} points of {certificate.metric} on the select part; "
-                f"{100 * task.max_drop:g} are allowed."
-            )
-        judged.append(replace(item, certificate=certificate, refusal=refusal))
-    return judged
-
-
-def _screen(task: Task, tried: Sequence[Tried], progress: Progress) -> list[Tried]:
-    racing = [item for item in tried if item.refusal is None and item.model is not None]
-    if not racing:
-        return list(tried)
-    rungs = [Rung(item.candidate.name, item.model) for item in racing]
-    measurements = _measure(task, "screen", rungs, SCREEN, _SCREEN_SHARE, progress)
-    speeds = {rung.name: [measurement.speed(rung.name).speed.value for measurement in measurements] for rung in rungs}
-    screened: list[Tried] = []
-    for item in tried:
-        name = item.candidate.name
-        if item.refusal is not None or name not in speeds:
-            screened.append(item)
-            continue
-        slow = min(speeds[name])
-        refusal = f"It is not faster than the original: {slow:.2f}x in the screening." if slow <= 1.0 else None
-        screened.append(replace(item, speed=speeds[name], refusal=refusal))
-    return screened
-
-
-def _gain(item: Tried) -> float:
-    """Return the geometric mean of the speeds over the shapes."""
-    return math.exp(sum(math.log(speed) for speed in item.speed) / len(item.speed)) if item.speed else 0.0
-
-
-def _measure_final(task: Task, leader: Tried | None, progress: Progress) -> Sequence[Measurement]:
-    rungs = list(task.rungs)
-    if leader is not None and leader.candidate.name not in {rung.name for rung in rungs}:
-        rungs.append(Rung(leader.candidate.name, leader.model))
-    return _measure(task, "measure", rungs, FINAL, 1.0 - _SCREEN_SHARE, progress)
-
-
-def _measure(
-    task: Task, stage_name: str, rungs: Sequence[Rung], effort: Effort, share: float, progress: Progress
-) -> Sequence[Measurement]:
-    """Measure the original and ``rungs`` at each shape, as one stage."""
-    rungs = [Rung(task.original_name, task.original), *rungs]
-    budget = task.time_budget * share / len(task.dims)
-
-    def make(folder: Path) -> tuple[Measurement, ...]:
-        done: list[Measurement] = []
-        samples = task.parts.select if task.parts else None
-        for number, dims in enumerate(task.dims):
-            feeds = folder / f"feeds-{number}.npz"
-            tensors.save_npz(feeds, batch_to_time(task.original, samples, dims))
-            subjects = [_subject(task, rung, feeds) for rung in rungs]
-            done.append(
-                measure(
-                    subjects,
-                    replace(
-                        effort,
-                        time_budget=min(budget, effort.time_budget),
-                        most_time=min(budget, effort.most_time),
-                    ),
-                    lambda text, part: progress(int(100 * part), 100, text),
-                )
-            )
-        return tuple(done)
-
-    depends = {
-        "rungs": [[rung.name, model_digest(rung.model) if rung.model else str(rung.subject)] for rung in rungs],
+        "original": model_digest(task.original),
+        "candidates": [[each.name, model_digest(each.base), each.passes] for each in task.candidates],
+        "axes": [str(axis) for axis in task.axes],
+        "visited": list(task.visited),
+        "parts": [each.digest() for each in (parts.calibrate, parts.select)] if parts else None,
+        "measured": task.samples_digest,
+        "metric": task.metric,
+        "max_drop": task.max_drop,
         "dims": [dict(dims) for dims in task.dims],
-        "samples": task.parts.select.digest() if task.parts else None,
+        "weights": list(task.weights),
         "provider": task.provider,
         "threads": task.threads,
-        "budget": budget,
+        "time_budget": task.time_budget,
     }
-    return run_stage(task.folder, stage_name, depends, _MEASURE_CODE, make, tuple[Measurement, ...]).value
+    return task.cache.stage("search", task.original_name, depends, _CODE, make, Explored).value
+
+
+def _leader(task: Task, explored: Explored, progress: Progress) -> Tried | None:
+    """Return the form to confirm, made whole, even where the cache has dropped it since."""
+    name = next(iter(explored.finalists), None) if task.pick is None else pick(task, explored.tried)
+    if name is None:
+        return None
+    tried = next(item for item in explored.tried if item.candidate.name == name)
+    if tried.model is not None and tried.model.is_file():
+        return tried
+    built = build(task, tried.candidate, progress)
+    return replace(tried, model=built.model, applied=built.applied, refusal=built.refusal)
+
+
+def _final(task: Task, leader: Tried | None, progress: Progress) -> Final:
+    """Measure and certify the original, the rungs and the leader."""
+    rungs = list(task.rungs)
+    if leader is not None and leader.model and leader.candidate.name not in {rung.name for rung in rungs}:
+        rungs.append(Rung(leader.candidate.name, leader.model))
+    try:
+        measurements = _measure(task, rungs, progress)
+    except MeasurementError as error:
+        if leader is None or error.where != leader.candidate.name or rungs == list(task.rungs):
+            raise
+        return replace(_final(task, None, progress), refusal=f"It could not be measured: {error}")
+    if task.parts is None:
+        return Final(measurements, {})
+    judge = Judge(task.original, task.parts.certify, task.metric, task.max_drop, task.provider, task.threads)
+    certificates: dict[str, Certificate] = {}
+    evaluation = None
+    for rung in (Rung(task.original_name, task.original), *rungs):
+        if rung.model is None:
+            continue
+        beyond = leader is not None and rung.name == leader.candidate.name
+        found = judged(task, judge, rung.name, rung.model, progress, beyond=beyond)
+        certificates[rung.name] = found.certificate
+        evaluation = found.evaluation or evaluation
+    return Final(measurements, certificates, evaluation)
+
+
+def _measure(task: Task, rungs: Sequence[Rung], progress: Progress) -> Sequence[Measurement]:
+    budget = task.time_budget * _FINAL_SHARE / len(task.dims)
+    effort = replace(FINAL, time_budget=min(budget, FINAL.time_budget), most_time=min(budget, FINAL.most_time))
+    digests = [model_digest(rung.model) if rung.model else str(rung.subject) for rung in rungs]
+    digests = [model_digest(task.original), *digests]
+    return side_by_side(task, "measure", task.original, rungs, digests, effort, progress)
 
 
 def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence[ModelRoofline]:
@@ -204,7 +179,7 @@ def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence
         del folder
         progress(0, 1, "profile")
         peaks = measure_peaks(task.threads)
-        feeds = batch_to_time(task.original, task.parts.select if task.parts else None, task.dims[0])
+        feeds = batches_to_time(task.original, task.samples, task.dims[0])[0]
         return tuple(
             roofline(name, model, feeds, task.provider, task.threads, peaks=peaks) for name, model in models.items()
         )
@@ -212,57 +187,38 @@ def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence
     depends = {
         "models": [[name, model_digest(model)] for name, model in models.items()],
         "dims": dict(task.dims[0]),
-        "samples": task.parts.select.digest() if task.parts else None,
+        "samples": task.samples_digest,
         "threads": task.threads,
     }
-    return run_stage(task.folder, "roofline", depends, _ROOFLINE_CODE, make, tuple[ModelRoofline, ...]).value
+    name = task.original_name
+    return task.cache.stage("roofline", name, depends, _ROOFLINE_CODE, make, tuple[ModelRoofline, ...]).value
 
 
-def _subject(task: Task, rung: Rung, feeds: Path) -> Subject:
-    if rung.subject is not None:
-        return replace(rung.subject, name=rung.name, arguments={**rung.subject.arguments, "feeds": str(feeds)})
-    assert rung.model is not None, "a rung has a model or a subject"
-    return plain_subject(rung.name, rung.model, feeds, task.provider, task.threads)
-
-
-def _certify(task: Task, leader: Tried | None, progress: Progress) -> tuple[dict[str, Certificate], Evaluation | None]:
-    """Judge the leader, the original and the rungs on the certify part; the leader beyond the metric too."""
-    if task.parts is None:
-        return {}, None
-    judge = Judge(task.original, task.parts.certify, task.metric, task.max_drop, task.provider, task.threads)
-    models = {task.original_name: task.original}
-    models |= {rung.name: rung.model for rung in task.rungs if rung.model is not None}
-    if leader is not None and leader.model is not None:
-        models[leader.candidate.name] = leader.model
-    certificates: dict[str, Certificate] = {}
-    evaluation = None
-    for number, (name, model) in enumerate(models.items()):
-        progress(number, len(models), f"judge {name} on the certify part")
-        outputs = judge.outputs(model)
-        certificates[name] = judge.certificate(outputs)
-        if leader is not None and name == leader.candidate.name:
-            evaluation = judge.evaluation(outputs)
-    return certificates, evaluation
-
-
-def _final_refusal(
-    task: Task,
-    leader: Tried | None,
-    measurements: Sequence[Measurement],
-    certificates: dict[str, Certificate],
-) -> str | None:
+def _final_refusal(task: Task, leader: Tried | None, final: Final) -> str | None:
     """Return why the leader is not shipped after all; None where it is."""
     if leader is None:
         return "No candidate keeps its accuracy and is faster."
+    if leader.model is None or final.refusal:
+        return final.refusal or leader.refusal
     name = leader.candidate.name
-    for dims, measurement in zip(task.dims, measurements, strict=True):
-        comparison = measurement.speed(name)
-        if comparison.verdict != "faster":
+    if task.pick is not None:
+        return None
+    comparisons = [measurement.speed(name) for measurement in final.measurements]
+    for dims, comparison in zip(task.dims, comparisons, strict=True):
+        doubtful = comparison.verdict == "inconclusive" and comparison.speed.low < 1.0 - EQUAL
+        if comparison.verdict == "slower" or doubtful:
             return (
-                f"In fresh processes at {shape_text(dims)} it is not faster beyond noise: {_speed(comparison)}, "
+                f"In fresh processes at {task.shape_name(dims)} it may be slower: {_speed(comparison)}, "
                 f"{comparison.reason}."
             )
-    certificate = certificates.get(name)
+    mean = task.mean_speed([comparison.speed for comparison in comparisons])
+    if mean.low < LEAST_STEP or all(comparison.verdict != "faster" for comparison in comparisons):
+        where = "; ".join(
+            f"at {task.shape_name(dims)} {_speed(comparison)}, {comparison.reason}"
+            for dims, comparison in zip(task.dims, comparisons, strict=True)
+        )
+        return f"In fresh processes it is not faster beyond noise: {where}."
+    certificate = final.certificates.get(name)
     if certificate is not None and certificate.drop > task.max_drop:
         return (
             f"On the certify part it loses {100 * certificate.drop:.2f} points of {certificate.metric}; "
@@ -271,25 +227,29 @@ def _final_refusal(
     return None
 
 
-def _conclude(item: Tried, leader: Tried | None, refusal: str | None) -> Tried:
-    if item.refusal is not None or leader is None:
-        return item
-    if item.candidate == leader.candidate:
+def _conclude(task: Task, item: Tried, leader: Tried | None, refusal: str | None) -> Tried:
+    if leader is not None and item.candidate == leader.candidate:
         return replace(item, refusal=refusal)
+    if item.refusal is not None:
+        return item
+    if leader is None:
+        return replace(item, refusal=refusal)
+    if task.pick is not None:
+        return replace(item, refusal=f"{leader.candidate.name} was picked.")
     return replace(
-        item, refusal=f"{leader.candidate.name} is faster: {_gain(leader):.2f}x, this one {_gain(item):.2f}x."
+        item,
+        refusal=f"{leader.candidate.name} is faster: {gain(task, leader.speed):.2f}x, "
+        f"this one {gain(task, item.speed):.2f}x.",
     )
 
 
-def _praise(
-    task: Task, winner: Tried, measurements: Sequence[Measurement], certificates: dict[str, Certificate]
-) -> str:
+def _praise(task: Task, winner: Tried, final: Final) -> str:
     name = winner.candidate.name
     speeds = ", ".join(
-        f"{_speed(measurement.speed(name))} at {shape_text(dims)}"
-        for dims, measurement in zip(task.dims, measurements, strict=True)
+        f"{_speed(measurement.speed(name))} at {task.shape_name(dims)}"
+        for dims, measurement in zip(task.dims, final.measurements, strict=True)
     )
-    certificate = certificates.get(name)
+    certificate = final.certificates.get(name)
     judged = "accuracy was not judged (no data), the rewrite is exact"
     if certificate is not None:
         state = "certified" if certificate.certified else "not certified"
@@ -297,12 +257,8 @@ def _praise(
             f"{certificate.metric} drops by {100 * certificate.drop:.2f} points, {state} within "
             f"{100 * task.max_drop:g} (95 % bound {100 * certificate.bound:.2f})"
         )
-    return f"{name}: {speeds}; {judged}."
-
-
-def shape_text(dims: Dims) -> str:
-    """Return a shape in words, such as "batch 8, seq 128"."""
-    return ", ".join(f"{name} {size}" for name, size in dims.items()) or "the model's own shape"
+    picked = "; picked by hand" if task.pick is not None else ""
+    return f"{name}: {speeds}; {judged}{picked}."
 
 
 def _speed(comparison: Comparison) -> str:

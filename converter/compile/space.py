@@ -1,64 +1,79 @@
-"""What compile tries: forms of a graph, each a list of passes over a base model."""
+"""What compile tries: the axes of the space, and the forms that a search begins with.
+
+To add an alternative, add its passes to the axis at whose place they belong.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnx import TensorProto
 
+from onnx_lathe.converter.compile.forms import PRECISION, Axis, Candidate, compose
 from onnx_lathe.passes import registry
 from onnx_lathe.runtime import loading, providers
 
+WIDEN, CLEANUP = "widen", "cleanup"
 
-@dataclass(frozen=True)
-class Candidate:
-    """A form to try.
-
-    Attributes:
-        name: How the report calls it.
-        base: The model that the passes start from.
-        passes: The passes as text; empty for the base as it is.
-    """
-
-    name: str
-    base: Path
-    passes: str
-
-
-EXACT_FORMS = ("cleanup", "cleanup,keep-skip-apart")
-"""What may be tried without data: rewrites that compute the same."""
-
-DATA_FREE_FORMS = (
-    "cleanup,quantize-dynamic",
-    "cleanup,quantize-dynamic{operators=MatMul|Gemm|Gather}",
-    "cleanup,keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm|Gather}",
+_ALL = (
+    Axis(WIDEN, lossy=("widen",)),
+    Axis(CLEANUP, exact=("cleanup", "cleanup,optimize-onnxscript", "cleanup,optimize-onnxruntime")),
+    Axis("repair", lossy=("smooth{alpha=search}", "equalize"), after_integers=True),
+    Axis("tokens", exact=("flatten-tokens",), lossy=("drop-padding",)),
+    Axis("slices", exact=("push-slices",)),
+    Axis("masks", exact=("fold-masks",)),
+    Axis("rotary", exact=("fuse-rotary",)),
+    Axis(
+        "attention",
+        exact=("fuse-attention", "fuse-attention{form=packed}", "fuse-attention{form=standard}"),
+    ),
+    Axis("normalization", exact=("fuse-normalization", "fuse-normalization{form=skip}")),
+    Axis("gelu", exact=("gelu", "gelu{form=erf}"), lossy=("gelu{form=fast}", "gelu{form=quick}")),
+    Axis("projections", exact=("merge-projections",)),
+    Axis("layout", exact=("move-transposes",)),
+    Axis("skips", exact=("keep-skip-apart",)),
+    Axis(
+        PRECISION,
+        lossy=(
+            "quantize-dynamic",
+            "quantize-dynamic{operators=MatMul|Gemm|Gather}",
+            "quantize-static",
+            "quantize-static{ranges=mse}",
+            "quantize-static{ranges=percentile}",
+            "quantize-weights",
+        ),
+    ),
 )
-"""Forms that need data to be judged, but none to be made."""
 
-CALIBRATED_FORMS = (
-    "cleanup,quantize-static",
-    "cleanup,quantize-static{ranges=mse}",
-    "cleanup,keep-skip-apart,quantize-static{ranges=percentile}",
-    "cleanup,smooth{alpha=search},keep-skip-apart,quantize-dynamic{operators=MatMul|Gemm|Gather}",
+AXES = tuple(axis.among(registry.PASSES) for axis in _ALL)
+"""In the order in which their passes are applied: what matches plain attention stands before what fuses it."""
+
+VISITED = (
+    *("tokens", "skips", "attention", "projections", "gelu", "normalization"),
+    *("masks", "layout", "slices", "rotary", CLEANUP, "repair"),
 )
-"""Forms that are made from calibration data."""
+"""The axes that are tried on the best forms, what gains most where it gains at all first."""
 
 _INTEGER_PASSES = ("quantize-static", "quantize-dynamic")
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def default_candidates(model: Path, with_data: bool, provider: str = "cpu") -> tuple[Candidate, ...]:
-    """Return the forms worth trying on any model; without data only exact ones.
+def first_forms(model: Path, with_data: bool, provider: str = "cpu", axes: Sequence[Axis] = AXES) -> list[Candidate]:
+    """Return the forms that a search begins with: the cleaned graph in every precision.
 
-    On a CPU what is in half precision is also made float32, which it computes in anyway, and which integer kernels
+    On a CPU what is in half precision is made float32 first, which it computes in anyway, and which integer kernels
     start from. That drops roundings, so that it wants data as well.
     """
-    forms = (*EXACT_FORMS, *DATA_FREE_FORMS, *CALIBRATED_FORMS) if with_data else EXACT_FORMS
+    cleaned = {CLEANUP: CLEANUP}
+    forms = [compose(model, axes, cleaned)]
     halves = (tensor.data_type in _HALVES for tensor in loading.tensors(loading.read_graph(model)))
     if with_data and providers.user_name(provider) == "cpu" and any(halves):
-        forms = (*EXACT_FORMS, *(f"widen,{form}" for form in forms))
-    return tuple(Candidate(form, model, form) for form in forms)
+        cleaned = {WIDEN: WIDEN, **cleaned}
+        forms.append(compose(model, axes, cleaned))
+    precision = next(axis for axis in axes if axis.name == PRECISION)
+    forms += [compose(model, axes, {**cleaned, PRECISION: passes}) for passes in precision.choices(with_data)]
+    return forms
 
 
 def unfit(candidate: Candidate, provider: str) -> str | None:

@@ -13,10 +13,11 @@ from onnx_lathe.benchmarks.measure import Effort
 from onnx_lathe.benchmarks.report.model import Report
 from onnx_lathe.benchmarks.result import Certificate, Interval, Measurement
 from onnx_lathe.benchmarks.subject import Subject
+from onnx_lathe.converter.compile import race as race_module
 from onnx_lathe.converter.compile import search as search_module
 from onnx_lathe.converter.compile.compile import Compiled, compile
+from onnx_lathe.converter.compile.forms import Candidate
 from onnx_lathe.converter.compile.history import FILE, SHIPPED, remembered
-from onnx_lathe.converter.compile.space import Candidate
 from onnx_lathe.converter.compile.task import Found, Task, Tried
 from tests import graphs
 from tests.benchmarks.suites import suite
@@ -90,7 +91,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     def measure(subjects: Sequence[Subject], effort: Effort, on_progress: object = None) -> Measurement:
         return suite("", {subject.name: seconds for subject in subjects}).cases[0].measurement
 
-    monkeypatch.setattr(search_module, "measure", measure)
+    monkeypatch.setattr(race_module, "measure", measure)
     monkeypatch.setattr(search_module, "measure_peaks", lambda threads: PEAKS)
 
 

@@ -13,7 +13,7 @@ from onnx_lathe.benchmarks.report.sensitivity import LayerCost
 from onnx_lathe.benchmarks.result import Certificate, Interval
 from onnx_lathe.converter.compile import mixed
 from onnx_lathe.converter.compile.certify import Judge
-from onnx_lathe.converter.compile.space import Candidate
+from onnx_lathe.converter.compile.forms import Candidate
 from onnx_lathe.converter.compile.task import Parts, Task, Tried
 from onnx_lathe.converter.progress import silent
 from onnx_lathe.converter.sensitivity import Sensitivity

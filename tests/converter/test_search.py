@@ -10,17 +10,21 @@ import pytest
 from onnx_lathe.benchmarks.measure import Effort
 from onnx_lathe.benchmarks.result import Comparison, Interval, Measurement, Timing, Verdict
 from onnx_lathe.benchmarks.subject import Subject
+from onnx_lathe.converter.compile import build as build_module
+from onnx_lathe.converter.compile import race as race_module
 from onnx_lathe.converter.compile import search as search_module
 from onnx_lathe.converter.compile.compile import Compiled, ship
 from onnx_lathe.converter.compile.explain import Story
+from onnx_lathe.converter.compile.forms import Candidate
 from onnx_lathe.converter.compile.search import search
-from onnx_lathe.converter.compile.space import Candidate, default_candidates, unfit
+from onnx_lathe.converter.compile.space import first_forms, unfit
 from onnx_lathe.converter.compile.task import Found, Parts, Task
 from onnx_lathe.converter.progress import silent
 from onnx_lathe.runtime.bundle import open_bundle
 from onnx_lathe.runtime.errors import OracleError
 from onnx_lathe.runtime.samples import Samples
 from tests import graphs
+from tests.benchmarks.test_limits import PEAKS
 
 
 @pytest.fixture
@@ -46,9 +50,10 @@ def samples(count: int, seed: int) -> Samples:
     return Samples(({"x": x},), (x @ w + np.asarray([0.5, -0.5])).argmax(axis=1))
 
 
-def timing(name: str) -> Timing:
-    value = Interval(1e-3, 0.9e-3, 1.1e-3)
-    return Timing(name, (((1e-3,) * 5,) * 4,) * 3, p50=value, p90=value, peak_memory=10**8, start_seconds=0.1)
+def timing(name: str, speed: float = 1.0) -> Timing:
+    seconds = 1e-3 / speed
+    value = Interval(seconds, 0.9 * seconds, 1.1 * seconds)
+    return Timing(name, (((seconds,) * 5,) * 4,) * 3, p50=value, p90=value, peak_memory=10**8, start_seconds=0.1)
 
 
 Measure = Callable[..., Measurement]
@@ -69,7 +74,8 @@ def measuring(speeds: Mapping[str, float], verdicts: Mapping[str, Verdict] | Non
             )
             for name in others
         )
-        return Measurement(tuple(timing(name) for name in (first, *others)), comparisons, (1e-3,) * 4, {})
+        timings = (timing(first), *(timing(name, speeds[name]) for name in others))
+        return Measurement(timings, comparisons, (1e-3,) * 4, {})
 
     return measure
 
@@ -79,7 +85,8 @@ def find(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     def run(
         candidates: Sequence[Candidate], measure: Measure, *, certify: int = 400, max_drop: float = 0.01
     ) -> tuple[Task, Found]:
-        monkeypatch.setattr(search_module, "measure", measure)
+        monkeypatch.setattr(race_module, "measure", measure)
+        monkeypatch.setattr(search_module, "measure_peaks", lambda threads: PEAKS)
         task = Task(
             original=original,
             candidates=candidates,
@@ -130,7 +137,7 @@ def test_what_is_not_faster_is_not_shipped(original: Path, find: Callable[..., t
 def test_a_gain_within_noise_is_not_shipped(original: Path, find: Callable[..., tuple[Task, Found]]) -> None:
     task, found = find([variant(original, "perhaps", 1e-4)], measuring({"perhaps": 1.02}, {"perhaps": "no difference"}))
     assert found.winner is None
-    assert "it is not faster beyond noise: 1.02x [0.97, 1.07]" in found.reason
+    assert "it is not faster beyond noise: at batch 2 1.02x [0.97, 1.07]" in found.reason
     bundle = ship(task, found, task.original.parent / "bundle", Story("t", "c"))
     assert bundle.report.status == "original kept"
     assert (bundle.bundle / "model.onnx").read_bytes() == task.original.read_bytes()
@@ -171,7 +178,7 @@ def test_a_form_that_fails_its_oracle_is_refused_and_the_search_goes_on(
     def fail(*_: object, **__: object) -> None:
         raise OracleError("p on m.onnx", got="3 steps", expected="at most 1", mend="Report it.")
 
-    monkeypatch.setattr(search_module.passes_run, "apply", fail)
+    monkeypatch.setattr(build_module.passes_run, "apply", fail)
     _, found = find([Candidate("bad", original, "cleanup"), variant(original, "good", 1e-4)], measuring({"good": 2.0}))
     assert found.winner is not None
     assert (found.winner.candidate.name, refusals(found)["bad"]) == (
@@ -191,13 +198,13 @@ def test_integers_are_not_tried_on_cuda(original: Path) -> None:
 def test_a_half_model_is_also_widened_on_a_cpu_and_with_data(tmp_path: Path) -> None:
     half = graphs.save(graphs.build(graphs.HALF), tmp_path / "half.onnx")
     full = graphs.save(graphs.build(graphs.CONV_CHAIN), tmp_path / "full.onnx")
-    names = [each.passes for each in default_candidates(half, with_data=True)]
-    assert names[:3] == ["cleanup", "cleanup,keep-skip-apart", "widen,cleanup"]
-    assert all(name.startswith("widen,cleanup") for name in names[2:])
+    names = [each.passes for each in first_forms(half, with_data=True)]
+    assert names[:3] == ["cleanup", "widen,cleanup", "widen,cleanup,quantize-dynamic"]
+    assert all(name.startswith("widen,cleanup") for name in names[1:])
     for others in (
-        default_candidates(full, with_data=True),
-        default_candidates(half, with_data=False),
-        default_candidates(half, with_data=True, provider="cuda"),
+        first_forms(full, with_data=True),
+        first_forms(half, with_data=False),
+        first_forms(half, with_data=True, provider="cuda"),
     ):
         assert not any("widen" in each.passes for each in others)
 

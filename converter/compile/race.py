@@ -1,0 +1,195 @@
+"""Measuring forms side by side: short heats that rank them, and the final that gives a verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from onnx_lathe.benchmarks.measure import Effort, measure
+from onnx_lathe.benchmarks.result import Interval, Measurement
+from onnx_lathe.benchmarks.subject import Subject
+from onnx_lathe.benchmarks.verdict import compare
+from onnx_lathe.converter.compile.clock import Clock
+from onnx_lathe.converter.compile.task import Rung, Task
+from onnx_lathe.converter.progress import Progress
+from onnx_lathe.converter.stages import model_digest
+from onnx_lathe.converter.workload import batches_to_time, plain_subject
+from onnx_lathe.runtime import tensors
+from onnx_lathe.runtime.errors import MeasurementError
+from onnx_lathe.runtime.facts import file_bytes
+
+HEAT = Effort(processes=1, rounds=6, block_seconds=0.02, time_budget=2.0)
+"""To drop what is clearly slower: about a second a subject."""
+_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime", "onnx_lathe.converter.compile.race")
+_GROWN = 2.0
+"""A model takes up to so many times its file's bytes as it runs: its weights are also packed for the kernels."""
+_MEMORY_SHARE = 0.6
+"""Of the free memory that the models of one heat may take together."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A form in a heat.
+
+    Attributes:
+        name: How it is called.
+        model: Its file.
+        digest: Of the file and the weights beside it.
+        parent: The name of the form, also in the heat, that it is to be faster than; None for the original.
+    """
+
+    name: str
+    model: Path
+    digest: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What a heat tells of a form.
+
+    Attributes:
+        speed: How many times as fast as the original, at each shape.
+        step: How many times as fast as its parent, over all shapes; None where it has none.
+    """
+
+    speed: tuple[Interval, ...]
+    step: Interval | None = None
+
+
+class Race:
+    """Runs heats against one original.
+
+    Args:
+        task: Shapes, provider, threads and cache.
+        original: What every heat compares with.
+        clock: Heats are not begun that would end after the search's share of it.
+        progress: Told what is done.
+
+    Attributes:
+        failed: Why forms could not be measured, by name.
+    """
+
+    def __init__(self, task: Task, original: Path, clock: Clock, progress: Progress) -> None:
+        self._task = task
+        self._original = Runner(task.original_name, original, model_digest(original))
+        self._clock = clock
+        self._progress = progress
+        self._seconds_each = 0.0
+        self.failed: dict[str, str] = {}
+
+    def heat(
+        self, leaders: Sequence[Runner], others: Sequence[Runner], share: float, effort: Effort = HEAT
+    ) -> dict[str, Lap]:
+        """Measure ``leaders`` with each group of ``others`` that fits the memory; return what is known by name.
+
+        Args:
+            leaders: In every group.
+            others: The rest, the most promising first: what time does not suffice for is left out.
+            share: Of the time budget that may be spent when the heat ends.
+            effort: How much to measure.
+        """
+        laps: dict[str, Lap] = {}
+        size = self._room(len(leaders))
+        groups = [others[start : start + size] for start in range(0, len(others), size)] or [()]
+        for group in groups:
+            runners = [*leaders, *group]
+            if not runners or self._seconds_each * (1 + len(runners)) > self._clock.left(share):
+                break
+            laps |= self._group(runners, effort)
+        return laps
+
+    def _group(self, runners: Sequence[Runner], effort: Effort) -> dict[str, Lap]:
+        began = time.monotonic()
+        try:
+            rungs = [Rung(each.name, each.model) for each in runners]
+            digests = [each.digest for each in (self._original, *runners)]
+            found = side_by_side(self._task, "heat", self._original.model, rungs, digests, effort, self._progress)
+        except MeasurementError as error:
+            if error.where not in [each.name for each in runners]:
+                raise
+            self.failed[error.where] = str(error)
+            rest = [each for each in runners if error.where not in (each.name, each.parent)]
+            return self._group(rest, effort) if rest else {}
+        self._seconds_each = (time.monotonic() - began) / (1 + len(runners))
+        return {each.name: self._lap(each, found) for each in runners}
+
+    def _lap(self, runner: Runner, found: Sequence[Measurement]) -> Lap:
+        speed = tuple(measurement.speed(runner.name).speed for measurement in found)
+        if runner.parent is None:
+            return Lap(speed)
+        pairs = [
+            compare((each.timing(runner.parent), each.timing(runner.name)), each.canary)[0].speed for each in found
+        ]
+        return Lap(speed, self._task.mean_speed(pairs))
+
+    def _room(self, leaders: int) -> int:
+        """Return how many models may be added to a heat beside the original and the leaders."""
+        each = max(1.0, _GROWN * file_bytes(self._original.model))
+        return max(1, int(_MEMORY_SHARE * psutil.virtual_memory().available / each) - 1 - leaders)
+
+
+def side_by_side(
+    task: Task,
+    kind: str,
+    original: Path,
+    rungs: Sequence[Rung],
+    digests: Sequence[str],
+    effort: Effort,
+    progress: Progress,
+) -> tuple[Measurement, ...]:
+    """Measure ``original`` and ``rungs`` in turn at each shape, as one stage.
+
+    Args:
+        task: Shapes, provider, threads and cache.
+        kind: The name of the stage.
+        original: The first subject.
+        rungs: The others.
+        digests: Of the models of all, in order; what identifies a rung that is none.
+        effort: How much to measure at each shape.
+        progress: Told how far it is.
+
+    Raises:
+        MeasurementError: A model could not be run; its name is the error's ``where``.
+    """
+    rungs = [Rung(task.original_name, original), *rungs]
+
+    def make(folder: Path) -> tuple[Measurement, ...]:
+        done: list[Measurement] = []
+        for number in range(len(task.dims)):
+            feeds = write_feeds(task, original, number, folder)
+            subjects = [_subject(task, rung, feeds) for rung in rungs]
+            done.append(measure(subjects, effort, lambda text, part: progress(int(100 * part), 100, text)))
+            for path in feeds:
+                path.unlink()
+        return tuple(done)
+
+    depends = {
+        "rungs": [[rung.name, digest] for rung, digest in zip(rungs, digests, strict=True)],
+        "dims": [dict(dims) for dims in task.dims],
+        "samples": task.samples_digest,
+        "provider": task.provider,
+        "threads": task.threads,
+        "effort": str(effort),
+    }
+    return task.cache.stage(kind, task.original_name, depends, _CODE, make, tuple[Measurement, ...]).value
+
+
+def write_feeds(task: Task, model: Path, shape: int, folder: Path) -> list[Path]:
+    """Write what one call runs at a shape of the task; return the files."""
+    batches = batches_to_time(model, task.samples, task.dims[shape])
+    files = [folder / f"feeds-{shape}-{number}.npz" for number in range(len(batches))]
+    for file, batch in zip(files, batches, strict=True):
+        tensors.save_npz(file, batch)
+    return files
+
+
+def _subject(task: Task, rung: Rung, feeds: Sequence[Path]) -> Subject:
+    if rung.subject is not None:
+        return replace(rung.subject, name=rung.name, arguments={**rung.subject.arguments, "feeds": str(feeds[0])})
+    assert rung.model is not None, "a rung has a model or a subject"
+    return plain_subject(rung.name, rung.model, feeds, rung.provider or task.provider, task.threads)
