@@ -18,7 +18,7 @@ from onnx_lathe.benchmarks.result import Interval
 from onnx_lathe.converter.compile.build import Built, build
 from onnx_lathe.converter.compile.certify import judged, select_judge
 from onnx_lathe.converter.compile.clock import Clock, OutOfTimeError
-from onnx_lathe.converter.compile.forms import PRECISION, Axis, Candidate, on, variants
+from onnx_lathe.converter.compile.forms import PRECISION, PREPARED, Axis, Candidate, compose, gentler, on, variants
 from onnx_lathe.converter.compile.mixed import mixed_candidates
 from onnx_lathe.converter.compile.race import Lap, Race, Runner
 from onnx_lathe.converter.compile.task import Task, Tried
@@ -27,13 +27,13 @@ from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.passes import registry
 from onnx_lathe.runtime.errors import LatheError, OutputError
 
-FIRST_SHARE, JUDGED_SHARE, VARIED_SHARE, WHOLE_SHARE = 0.2, 0.35, 0.5, 0.65
+FIRST_SHARE, JUDGED_SHARE, VARIED_SHARE, WHOLE_SHARE = 0.2, 0.4, 0.65, 0.8
 """Of the time budget that is spent when the first forms are made, when they are judged, when the axes were gone
 through, and when what may ship was made whole; the rest is for the final measurement."""
 FINALISTS = 3
 LEAST_STEP = 1.01
 """What a step must gain at least, by its interval: less is noise."""
-_NEAR = 0.75
+_NEAR = 0.95
 """A second form is varied too where it is at least so fast as the first."""
 _OVER = "The time budget was spent before"
 
@@ -67,6 +67,7 @@ class Explorer:
         self._task, self._arena, self._clock, self._progress = task, arena, clock, progress
         self._race = Race(task, arena, clock, progress)
         self._judge = select_judge(task) if task.parts else None
+        self._first: Sequence[Candidate] = ()
         self._tried: dict[str, Tried] = {}
         self._runners: dict[str, Runner] = {}
         self._seen = {model_digest(arena): task.original_name}
@@ -91,7 +92,8 @@ class Explorer:
 
     def _begin(self) -> None:
         """Make the forms to begin with, measure all, and judge those that count."""
-        first = [self._enter(candidate, FIRST_SHARE) for candidate in self._task.candidates]
+        self._first = self._prepared()
+        first = [self._enter(candidate, FIRST_SHARE) for candidate in self._first]
         self._measure([], [runner for runner in first if runner], VARIED_SHARE)
         self._judge_first()
         passing = [each for each in self._tried.values() if each.certificate and not each.refusal]
@@ -109,6 +111,15 @@ class Explorer:
         for candidate in mixed:
             self._judge_whole(candidate.name, VARIED_SHARE)
 
+    def _prepared(self) -> list[Candidate]:
+        """Return the forms to begin with, without the preparation where this network gives it nothing to do."""
+        candidates = list(self._task.candidates)
+        prepared = [candidate for candidate in candidates if PREPARED in candidate.chosen]
+        if not prepared or self._build(min(prepared, key=lambda each: len(each.chosen)), self._arena).model:
+            return candidates
+        kept = ({**each.chosen, PREPARED: ""} for each in candidates)
+        return [compose(each.base, self._task.axes, chosen) for each, chosen in zip(candidates, kept, strict=True)]
+
     def _enlarge(self) -> None:
         """Compare whole networks from now on: what leaves layers of theirs in float is no form of a part."""
         self._arena = self._task.original
@@ -125,16 +136,29 @@ class Explorer:
             if self._task.axes and (gain < max(1.0, _NEAR * best) or len(kinds) > 1):
                 break
             # Without one that passes there is nothing to vary: that is worth the time of the axes.
-            if self._judge_whole(name, JUDGED_SHARE if kinds else WHOLE_SHARE):
+            share = JUDGED_SHARE if kinds else WHOLE_SHARE
+            if self._judge_whole(name, share) or self._gentler(name, share):
                 best = max(best, gain)
                 kinds.add(_kind(self._tried[name].candidate))
+
+    def _gentler(self, name: str, share: float) -> bool:
+        """Where a form loses too much, try what may lose less at its speed; return whether any of that may ship."""
+        tried = self._tried[name]
+        if tried.certificate is None:
+            return False
+        for candidate in gentler(tried.candidate, self._task.axes):
+            runner = None if candidate.name in self._tried else self._enter(candidate, share)
+            if runner and self._judge_whole(runner.name, share):
+                self._measure([], [runner], VARIED_SHARE)
+                return bool(self._tried[runner.name].speed)
+        return False
 
     def _lines(self) -> list[str]:
         """Return the forms to vary: the fastest that may ship, and the fastest of another kind that is nearly so."""
         able = [name for name in self._ranked(self._tried) if self._judge is None or self._tried[name].certificate]
         if not able:
             # What computes the same as the original, perhaps because it is the same.
-            exact = [candidate for candidate in self._task.candidates if not candidate.chosen.get(PRECISION)]
+            exact = [candidate for candidate in self._first if not candidate.chosen.get(PRECISION)]
             return self._standing(exact[:1])
         first = able[0]
         others = [name for name in able if _kind(self._tried[name].candidate) != _kind(self._tried[first].candidate)]

@@ -34,12 +34,14 @@ class Axis:
         exact: Passes as text that compute the same: they may be tried without data.
         lossy: Passes that want data to be judged.
         after_integers: Whether it pays only beside a quantization to integers.
+        instead: What to try in place of a choice that loses too much.
     """
 
     name: str
     exact: tuple[str, ...] = ()
     lossy: tuple[str, ...] = ()
     after_integers: bool = False
+    instead: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def choices(self, with_data: bool) -> tuple[str, ...]:
         """Return what may stand there."""
@@ -59,6 +61,10 @@ _NAMES = re.compile(r"(?:^|,)([a-z-]+)(?=[{,]|$)")
 
 PRECISION = "precision"
 """The axis whose forms are made first: every other one is tried on the best of them."""
+PREPARED = "prepared"
+"""The axis of what every form begins with where it applies: it only takes work away."""
+REPAIR = "repair"
+"""The axis that is tried on forms that lose too much."""
 
 
 def compose(base: Path, axes: Sequence[Axis], chosen: Mapping[str, str]) -> Candidate:
@@ -77,6 +83,15 @@ def variants(candidate: Candidate, axes: Sequence[Axis], axis: Axis, with_data: 
         form = compose(candidate.base, axes, {**candidate.chosen, axis.name: passes})
         if passes != present and form.passes:
             yield form
+
+
+def gentler(candidate: Candidate, axes: Sequence[Axis]) -> Iterator[Candidate]:
+    """Yield forms that are about as fast as ``candidate`` and may lose less: repaired, or rounded otherwise."""
+    for axis in axes:
+        if axis.name == REPAIR:
+            yield from variants(candidate, axes, axis, with_data=True)
+        for passes in axis.instead.get(candidate.chosen.get(axis.name, ""), ()):
+            yield compose(candidate.base, axes, {**candidate.chosen, axis.name: passes})
 
 
 def on(candidate: Candidate, base: Path) -> Candidate:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from onnx_lathe.converter.compile.forms import PRECISION, Axis, Candidate, compose
+from onnx_lathe.converter.compile.forms import PRECISION, PREPARED, REPAIR, Axis, Candidate, compose
 from onnx_lathe.passes import registry
 from onnx_lathe.runtime import loading, providers
 
@@ -18,41 +18,34 @@ WIDEN, CLEANUP = "widen", "cleanup"
 
 _ALL = (
     Axis(WIDEN, lossy=("widen",)),
-    Axis(CLEANUP, exact=("cleanup", "cleanup,optimize-onnxscript", "cleanup,optimize-onnxruntime")),
-    Axis("repair", lossy=("smooth{alpha=search}", "equalize"), after_integers=True),
-    Axis("tokens", exact=("flatten-tokens",), lossy=("drop-padding",)),
+    Axis(CLEANUP, exact=("cleanup",)),
+    Axis(PREPARED, exact=("fold-masks",)),
+    Axis("normalizations", exact=("fuse-normalization",)),
+    Axis(REPAIR, lossy=("smooth{alpha=search}", "equalize"), after_integers=True),
     Axis("slices", exact=("push-slices",)),
-    Axis("masks", exact=("fold-masks",)),
+    Axis("tokens", exact=("flatten-tokens",), lossy=("drop-padding", "drop-padding{split_heads=false}")),
     Axis("rotary", exact=("fuse-rotary",)),
     Axis(
         "attention",
-        exact=("fuse-attention", "fuse-attention{form=packed}", "fuse-attention{form=standard}"),
+        exact=(
+            "fuse-attention{form=standard}",
+            "fuse-attention",
+            "fuse-attention{form=packed}",
+            "optimize-onnxscript",
+        ),
     ),
-    Axis("normalization", exact=("fuse-normalization", "fuse-normalization{form=skip}")),
-    Axis("gelu", exact=("gelu", "gelu{form=erf}"), lossy=("gelu{form=fast}", "gelu{form=quick}")),
-    Axis("projections", exact=("merge-projections",)),
-    Axis("layout", exact=("move-transposes",)),
     Axis("skips", exact=("keep-skip-apart",)),
     Axis(
         PRECISION,
-        lossy=(
-            "quantize-dynamic",
-            "quantize-dynamic{operators=MatMul|Gemm|Gather}",
-            "quantize-static",
-            "quantize-static{ranges=mse}",
-            "quantize-static{ranges=percentile}",
-            "quantize-weights",
-        ),
+        lossy=("quantize-dynamic", "quantize-static", "quantize-weights"),
+        instead={"quantize-static": ("quantize-static{ranges=percentile}", "quantize-static{ranges=mse}")},
     ),
 )
 
 AXES = tuple(axis.among(registry.PASSES) for axis in _ALL)
 """In the order in which their passes are applied: what matches plain attention stands before what fuses it."""
 
-VISITED = (
-    *("tokens", "skips", "attention", "projections", "gelu", "normalization"),
-    *("masks", "layout", "slices", "rotary", CLEANUP, "repair"),
-)
+VISITED = ("skips", "attention", "tokens", "slices", "rotary", "normalizations", REPAIR)
 """The axes that are tried on the best forms, what gains most where it gains at all first."""
 
 _INTEGER_PASSES = ("quantize-static", "quantize-dynamic")
@@ -60,12 +53,12 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def first_forms(model: Path, with_data: bool, provider: str = "cpu", axes: Sequence[Axis] = AXES) -> list[Candidate]:
-    """Return the forms that a search begins with: the cleaned graph in every precision.
+    """Return the forms that a search begins with: the graph cleaned and prepared, in every precision.
 
     On a CPU what is in half precision is made float32 first, which it computes in anyway, and which integer kernels
     start from. That drops roundings, so that it wants data as well.
     """
-    cleaned = {CLEANUP: CLEANUP}
+    cleaned = {axis.name: axis.exact[0] for axis in axes if axis.name in (CLEANUP, PREPARED) and axis.exact}
     forms = [compose(model, axes, cleaned)]
     halves = (tensor.data_type in _HALVES for tensor in loading.tensors(loading.read_graph(model)))
     if with_data and providers.user_name(provider) == "cpu" and any(halves):
