@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from onnx_lathe.converter.cli.shared import (
     MaxDrop,
@@ -113,7 +114,7 @@ def passes() -> None:
 
     entries = catalogue()
     for entry in entries:
-        console.print(f"[bold]{entry.name}[/bold]  {entry.summary}")
+        console.print(f"[bold]{entry.name}[/bold]  {escape(entry.summary)}")
         for option in entry.options:
             console.print(f"    {option.name} = {option.default}  ({option.kind})", markup=False)
     emit("passes", {"passes": entries})

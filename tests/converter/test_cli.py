@@ -57,6 +57,7 @@ def test_passes_lists_each_pass_with_its_options(capsys: pytest.CaptureFixture[s
     assert names == list(PASSES)
     assert all(entry["summary"] for entry in result["passes"])
     assert all(name in told for name in names)
+    assert "on [batch * tokens, hidden]" in told, "brackets are text, not markup"
 
 
 def test_apply_writes_the_model_and_tells_the_oracle(
