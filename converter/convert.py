@@ -40,7 +40,8 @@ def convert(recipe: Path, output: Path | None = None, *, progress: Progress = si
     """
     with _chain(recipe, output, progress) as (target, chain):
         story, task = chain.story(f"lathe convert {recipe}"), chain.task()
-        return ship(task, search(task, progress), target, story)
+        with task.cache.in_use():
+            return ship(task, search(task, progress), target, story)
 
 
 def train(recipe: Path, output: Path | None = None, *, progress: Progress = silent) -> dict[str, Any]:

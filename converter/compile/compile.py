@@ -27,7 +27,7 @@ from onnx_lathe.converter.stages import locked, work_folder
 from onnx_lathe.converter.workload import Dims
 from onnx_lathe.runtime import loading, providers, tensors
 from onnx_lathe.runtime.bundle import check_replaceable, model_file, write_bundle
-from onnx_lathe.runtime.errors import InputError, ProviderError
+from onnx_lathe.runtime.errors import InputError, LatheError
 from onnx_lathe.runtime.samples import Samples
 
 TIME_BUDGET = 170.0
@@ -143,21 +143,21 @@ def compile(
         pick=pick,
         cache_folder=cache or work.parent / "cache",
     )
-    with locked(work):
+    with locked(work), task.cache.in_use():
         task, found = _search_each(task, names, progress)
         return ship(task, found, output, Story(title=original.stem, command=f"lathe compile {model.name}"))
 
 
 def _search_each(task: Task, names: Sequence[str], progress: Progress) -> tuple[Task, Found]:
-    """Search for each provider and return the fastest outcome; one that runs nothing of the model is told and left."""
+    """Search for each provider and return the fastest outcome; one for which none succeeds is told and left."""
     searches: list[tuple[Task, Found]] = []
-    failed: list[ProviderError] = []
+    failed: list[LatheError] = []
     for name in names:
         candidates = first_forms(task.original, task.parts is not None, name)
         each = replace(task, provider=name, candidates=candidates)
         try:
             searches.append((each, search(each, progress)))
-        except ProviderError as error:
+        except LatheError as error:
             failed.append(error)
     if not searches:
         raise failed[0]

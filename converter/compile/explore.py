@@ -25,7 +25,7 @@ from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.passes import registry
-from onnx_lathe.runtime.errors import LatheError, OutputError
+from onnx_lathe.runtime.errors import LatheError, OracleError, OutputError
 
 FIRST_SHARE, JUDGED_SHARE, VARIED_SHARE, WHOLE_SHARE = 0.2, 0.4, 0.65, 0.8
 """Of the time budget that is spent when the first forms are made, when they are judged, when the axes were gone
@@ -68,6 +68,7 @@ class Explorer:
         self._race = Race(task, arena, clock, progress)
         self._judge = select_judge(task) if task.parts else None
         self._first: Sequence[Candidate] = ()
+        self._doubts: list[str] = []
         self._tried: dict[str, Tried] = {}
         self._runners: dict[str, Runner] = {}
         self._seen = {model_digest(arena): task.original_name}
@@ -84,9 +85,12 @@ class Explorer:
     def _notes(self) -> tuple[str, ...]:
         late = sum(str(item.refusal).startswith(_OVER) for item in self._tried.values())
         if not late:
-            return ()
+            return tuple(self._doubts)
         seconds = self._task.time_budget
-        return (f"{_OVER} {late} of {len(self._tried)} forms were done with: {seconds:g} s; more may find more.",)
+        return (
+            *self._doubts,
+            f"{_OVER} {late} of {len(self._tried)} forms were done with: {seconds:g} s; more may find more.",
+        )
 
     # Along the axes.
 
@@ -104,10 +108,12 @@ class Explorer:
             mixed = mixed_candidates(self._task, list(self._tried.values()), self._judge, watching)
         except OutOfTimeError:
             return
-        if mixed and self._arena != self._task.original:
-            self._enlarge()
+        except OracleError as error:
+            self._doubts.append(f"No mixture of precisions was tried: {error}")
+            return
+        again = self._enlarge() if mixed and self._arena != self._task.original else []
         entered = [self._enter(candidate, VARIED_SHARE) for candidate in mixed]
-        self._measure([], [runner for runner in entered if runner], VARIED_SHARE)
+        self._measure([], [*again, *(runner for runner in entered if runner)], VARIED_SHARE)
         for candidate in mixed:
             self._judge_whole(candidate.name, VARIED_SHARE)
 
@@ -120,12 +126,23 @@ class Explorer:
         kept = ({**each.chosen, PREPARED: ""} for each in candidates)
         return [compose(each.base, self._task.axes, chosen) for each, chosen in zip(candidates, kept, strict=True)]
 
-    def _enlarge(self) -> None:
-        """Compare whole networks from now on: what leaves layers of theirs in float is no form of a part."""
+    def _enlarge(self) -> list[Runner]:
+        """Compare whole networks from now on, for what leaves layers of theirs in float is no form of a part.
+
+        Speeds of parts are forgotten; the forms that may ship, which were made whole to be judged, are returned to be
+        measured again.
+        """
         self._arena = self._task.original
         self._race = Race(self._task, self._arena, self._clock, self._progress)
         self._runners.clear()
         self._seen = {model_digest(self._arena): self._task.original_name}
+        for name, tried in self._tried.items():
+            self._tried[name] = replace(tried, speed=(), step=None)
+            if tried.certificate and tried.model and not tried.refusal:
+                digest = model_digest(tried.model)
+                self._seen[digest] = name
+                self._runners[name] = Runner(name, tried.model, digest)
+        return list(self._runners.values())
 
     def _judge_first(self) -> None:
         """Judge the forms from the fastest on: all that were given, or until two kinds that may ship are found."""

@@ -81,6 +81,8 @@ def _mixture(task: Task, candidate: Candidate, samples: Samples, judge: Judge, p
         "select": judge.samples.digest(),
         "metric": judge.metric,
         "max_drop": task.max_drop,
+        "provider": task.provider,
+        "threads": task.threads,
     }
     return task.cache.stage("mix", candidate.name, depends, _CODE, make, Mixture).value
 

@@ -11,16 +11,16 @@ from onnx_lathe.converter.compile.race import side_by_side
 from onnx_lathe.converter.compile.task import Found, Rung, Task
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
+from onnx_lathe.runtime.errors import MeasurementError
 
 _SHARE = 0.2
 """Of the time budget that the play-off may take, beside the searches."""
 
 
 def play_off(searches: Sequence[tuple[Task, Found]], progress: Progress) -> tuple[Task, Found]:
-    """Return the search whose outcome is the fastest, measured side by side; the first where none is beyond noise.
+    """Return the search whose outcome is the fastest, measured side by side.
 
-    Raises:
-        MeasurementError: An outcome could not be run.
+    The first where none is beyond noise, or where they cannot all be run together, which a note then says.
     """
     if len(searches) == 1:
         return searches[0]
@@ -32,7 +32,11 @@ def play_off(searches: Sequence[tuple[Task, Found]], progress: Progress) -> tupl
     first = _shipped(task, found).model
     assert first is not None, "what ships is a file"
     named = replace(task, original_name=_name(task))
-    measurements = side_by_side(named, "play-off", first, rungs[1:], digests, effort, progress)
+    try:
+        measurements = side_by_side(named, "play-off", first, rungs[1:], digests, effort, progress)
+    except MeasurementError as error:
+        note = f"{task.provider} was taken: its outcome could not be compared with the others'. {error}"
+        return task, replace(found, notes=(*found.notes, note))
     best, fastest = (task, found), LEAST_STEP
     outcomes: list[str] = []
     for each, result in others:

@@ -61,33 +61,30 @@ def search(task: Task, progress: Progress) -> Found:
         LatheError: The original itself cannot be run, or not on these inputs.
         InputError: The form to pick is none of those that were tried.
     """
-    with task.cache.in_use():
-        explored = _explored(task, progress)
-        tried = list(explored.tried)
-        leader = _leader(task, explored, progress)
-        final = _final(task, leader, progress)
-        refusal = _final_refusal(task, leader, final)
-        if leader is not None:
-            tried = [leader if item.candidate.name == leader.candidate.name else item for item in tried]
-        tried = [_conclude(task, item, leader, refusal) for item in tried]
-        winner = next(
-            (item for item in tried if leader and item.candidate == leader.candidate and not item.refusal), None
-        )
-        why_none = " ".join((refusal or "No candidate was left.", *explored.notes))
-        reason = _praise(task, winner, final) if winner else why_none
-        metric = next((each.metric for each in final.certificates.values()), None)
-        return Found(
-            winner,
-            leader,
-            reason,
-            tried,
-            metric,
-            final.certificates,
-            final.measurements,
-            final.evaluation,
-            _rooflines(task, leader, progress),
-            explored.notes,
-        )
+    explored = _explored(task, progress)
+    tried = list(explored.tried)
+    leader = _leader(task, explored, progress)
+    final = _final(task, leader, progress)
+    refusal = _final_refusal(task, leader, final)
+    if leader is not None:
+        tried = [leader if item.candidate.name == leader.candidate.name else item for item in tried]
+    tried = [_conclude(task, item, leader, refusal) for item in tried]
+    winner = next((item for item in tried if leader and item.candidate == leader.candidate and not item.refusal), None)
+    why_none = " ".join((refusal or "No candidate was left.", *explored.notes))
+    reason = _praise(task, winner, final) if winner else why_none
+    metric = next((each.metric for each in final.certificates.values()), None)
+    return Found(
+        winner,
+        leader,
+        reason,
+        tried,
+        metric,
+        final.certificates,
+        final.measurements,
+        final.evaluation,
+        _rooflines(task, leader, progress),
+        explored.notes,
+    )
 
 
 def _explored(task: Task, progress: Progress) -> Explored:

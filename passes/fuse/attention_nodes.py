@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lathe.passes import files
+from onnx_lathe.passes.additions import add_initializer, take_free_name
 from onnx_lathe.passes.fuse.heads import HEADS_FIRST, Heads, Site, producer, unrepeated
-from onnx_lathe.passes.fuse.intervals import interval
 from onnx_lathe.passes.fuse.probe import Probe
 from onnx_lathe.passes.fuse.projections import projections
-from onnx_lathe.passes.fuse.scores import scalar
+from onnx_lathe.passes.fuse.scores import may_mask_whole, scalar
 from onnx_lathe.passes.fuse.stretch import name
 from onnx_lathe.passes.quantize.layers import Constant
 from onnx_lathe.runtime.samples import Array
@@ -40,7 +40,9 @@ class Writer:
         self.facts = facts
         self._graph = graph
         self._shared: dict[tuple[object, ...], ir.Value] = {}
-        self._taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+        self._taken: set[str | None] = {value.name for node in graph for value in node.outputs} | set(
+            graph.initializers
+        )
 
     def add(
         self, end: ir.Node, operator: str, inputs: Sequence[ir.Value | None], attributes: Attributes, domain: str = ""
@@ -65,7 +67,7 @@ class Writer:
         key = ("numbers", *numbers)
         if key not in self._shared:
             tensor = ir.Tensor(np.asarray(numbers, np.int64), name=self._free("attention.numbers"))
-            self._shared[key] = self._initializer(tensor)
+            self._shared[key] = add_initializer(self._graph, tensor)
         return self._shared[key]
 
     def number(self, number: float) -> ir.Value:
@@ -73,7 +75,7 @@ class Writer:
         key = ("number", number)
         if key not in self._shared:
             tensor = ir.Tensor(np.asarray(number, np.float32), name=self._free("attention.number"))
-            self._shared[key] = self._initializer(tensor)
+            self._shared[key] = add_initializer(self._graph, tensor)
         return self._shared[key]
 
     def merged(self, end: ir.Node, parts: Sequence[Constant | None], sizes: Sequence[int]) -> ir.Value:
@@ -90,7 +92,7 @@ class Writer:
             return np.concatenate(arrays, axis=-1)
 
         label = self._free(f"{name(end.outputs[0])}.merged")
-        return self._initializer(files.computed(label, compute, given[0].tensor.dtype, (*rows, sum(sizes))))
+        return add_initializer(self._graph, files.computed(label, compute, given[0].tensor.dtype, (*rows, sum(sizes))))
 
     def tokens(self, end: ir.Node, heads: Heads) -> ir.Value:
         """Return queries, keys or values as ``[batch, tokens, heads * size]``."""
@@ -148,19 +150,8 @@ class Writer:
             split.type, split.shape = found.context.type, found.context.shape
             found.context.replace_all_uses_with(split)
 
-    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
-        shape = ir.Shape(tensor.shape.numpy())
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
-
     def _free(self, label: str) -> str:
-        free, number = label, 0
-        while free in self._taken:
-            number += 1
-            free = f"{label}_{number}"
-        self._taken.add(free)
-        return free
+        return take_free_name(self._taken, label)
 
 
 def multi_head(writer: Writer, found: Site) -> None:
@@ -218,12 +209,10 @@ def standard(writer: Writer, found: Site) -> None:
 def why_not_standard(found: Site, facts: Probe) -> str | None:
     """Say why ONNX's Attention does not take the masks."""
     for term in found.terms:
-        bounds = interval(term)
         if facts.shape(term) is None:
             return f"the dimensions of its mask {term.name!r} are not known"
-        if bounds is None or not bounds.finite:
-            return f"its mask {term.name!r} may be minus infinity, which the operator's kernel takes for a row of 0"
-    return None
+    reason = may_mask_whole(found.terms)
+    return None if reason is None else f"{reason}, which the operator's kernel takes for a row of 0"
 
 
 def _masks(writer: Writer, found: Site, tokens: ir.Value) -> tuple[ir.Value | None, float, ir.Value | None]:

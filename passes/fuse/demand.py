@@ -39,6 +39,8 @@ class Selection:
 Asked = Selection | None
 """What is asked of a value; None for all of it."""
 
+_SOFTMAX_OVER_ONE_AXIS = 13
+"""Softmax of older operator sets runs over all axes from its ``axis`` on."""
 _ARITHMETIC = (
     "Add",
     "Sub",
@@ -157,9 +159,11 @@ def _normalized(node: ir.Node, asked: Selection) -> Sequence[Asked] | None:
 
 def _softmax(node: ir.Node, asked: Selection) -> Sequence[Asked] | None:
     shape = node.outputs[0].shape
-    if shape is None or asked.axis == _attribute(node, "axis", -1) % len(shape):
+    if shape is None:
         return None
-    return [asked]
+    if node.graph is None or node.graph.opset_imports.get("", 1) < _SOFTMAX_OVER_ONE_AXIS:
+        return [asked] if asked.axis < _attribute(node, "axis", 1) % len(shape) else None
+    return [asked] if asked.axis != _attribute(node, "axis", -1) % len(shape) else None
 
 
 def _product(node: ir.Node, asked: Selection) -> Sequence[Asked] | None:

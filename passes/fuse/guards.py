@@ -10,12 +10,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_lathe.passes.additions import add_initializer
 from onnx_lathe.passes.fuse.heads import producer
 from onnx_lathe.passes.fuse.intervals import interval
 from onnx_lathe.passes.fuse.probe import Probe
-from onnx_lathe.passes.fuse.scores import Scores, empty_row, guard, scalar, scores
+from onnx_lathe.passes.fuse.scores import Scores, empty_row, guard, may_mask_whole, scalar, scores
 from onnx_lathe.passes.fuse.stretch import name
 
+_LOWEST = float(np.finfo(np.float32).min)
+_SQUEEZE_BY_INPUT = 13
+"""The operator set from which Squeeze takes its axes as an input."""
 _AXES_AS_INPUT = 18
 """The operator set from which ReduceMax takes its axes as an input."""
 
@@ -54,8 +58,13 @@ def guard_by_value(node: ir.Node, facts: Probe) -> ir.Value | None:
     by_key = facts.shape(flags) == facts.shape(infinite[0]) == (shape[0], 1, 1, shape[3])
     if flags is None or not by_key or scalar(zero) != 0.0 or scalar(low) != -np.inf:
         return None
+    others = [term for term in found.terms if term is not infinite[0]]
+    if may_mask_whole(others, offset=_LOWEST) is not None:
+        return None
     graph = node.graph
     assert isinstance(graph, ir.Graph), "rules are applied to the main graph"
+    if graph.opset_imports.get("", 1) < _SQUEEZE_BY_INPUT:
+        return None
     _finite_mask(graph, softmax, found, mask)
     _silence(graph, values, flags)
     graph.sort()
@@ -80,7 +89,7 @@ def _values(probabilities: ir.Value, facts: Probe) -> ir.Node | None:
 def _finite_mask(graph: ir.Graph, softmax: ir.Node, found: Scores, mask: ir.Node) -> None:
     add = next(step for step in found.steps if mask.outputs[0] in step.inputs)
     label = f"{name(softmax.outputs[0])}.lowest"
-    lowest = _constant(graph, label, np.array(np.finfo(np.float32).min, np.float32))
+    lowest = _constant(graph, label, np.array(_LOWEST, np.float32))
     where = ir.node("Where", [mask.inputs[0], mask.inputs[1], lowest], name=f"{label}.mask")
     _describe(where.outputs[0], f"{label}.mask", mask.outputs[0])
     graph.insert_before(add, where)
@@ -113,7 +122,4 @@ def _describe(value: ir.Value, label: str, like: ir.Value) -> None:
 
 
 def _constant(graph: ir.Graph, label: str, array: NDArray[np.float32] | NDArray[np.int64]) -> ir.Value:
-    tensor = ir.Tensor(array, name=label)
-    value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_initializer(graph, ir.Tensor(array, name=label))

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from pydantic.dataclasses import dataclass
 
+from onnx_lathe.passes.additions import add_initializer
 from onnx_lathe.passes.edit import Edit, Refusal
 from onnx_lathe.passes.fuse.guards import guard_against_nan, guard_by_value, guarded_scores
 from onnx_lathe.passes.fuse.heads import HEADS_FIRST, producer, turned_in_batch
@@ -265,10 +266,8 @@ def _instead(value: ir.Value | None, node: ir.Node, facts: Probe) -> ir.Value | 
 def _vector(node: ir.Node, numbers: Sequence[int]) -> ir.Value:
     """Add a vector of whole numbers to the graph of ``node``."""
     tensor = ir.Tensor(np.asarray(numbers, np.int64), name=f"{name(node.outputs[0])}.axes")
-    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     assert isinstance(node.graph, ir.Graph), "rules are applied to the main graph"
-    node.graph.register_initializer(value)
-    return value
+    return add_initializer(node.graph, tensor)
 
 
 _RULES: Sequence[Rule] = (

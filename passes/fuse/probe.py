@@ -169,7 +169,7 @@ class _Walk:
         inputs = [None if value is None else self.constants[name(value)] for value in node.inputs]
         try:
             computed = apply_operator(node, inputs, self._opset)
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, RuntimeError, TypeError):
             return  # a table, of positions for instance, ends before this size: the model cannot run at it
         for value, array in zip(node.outputs, computed, strict=False):
             self._array(value, array)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lathe.passes.fuse.intervals import interval
@@ -102,11 +104,24 @@ def empty_row(softmax: ir.Node, found: Scores) -> str | None:
     """
     if softmax.inputs[0] is None or softmax.inputs[0].dtype not in _WIDE:
         return "in half precision a mask and a score may overflow together"
-    for term in found.terms:
+    return may_mask_whole(found.terms)
+
+
+def may_mask_whole(terms: Sequence[ir.Value], offset: float = 0.0) -> str | None:
+    """Say why masks added up in float32, and ``offset`` with them, may be minus infinity; None where they cannot be.
+
+    Two that are finite alone are not where both are the lowest number.
+    """
+    lowest = offset
+    for term in terms:
         bounds = interval(term)
         if bounds is None or not bounds.finite:
             return f"a row may be masked whole to minus infinity: nothing bounds {term.name!r}"
-    return None
+        lowest += min(0.0, bounds.low)
+    with np.errstate(over="ignore"):
+        overflows = not np.isfinite(np.float32(lowest))
+    names = ", ".join(repr(term.name) for term in terms)
+    return f"a row may be masked whole to minus infinity: the sum of {names} overflows" if overflows else None
 
 
 def _leads_to_product(value: ir.Value | None, depth: int = 12) -> bool:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from pydantic.dataclasses import dataclass
 
+from onnx_lathe.passes.additions import add_initializer
 from onnx_lathe.passes.edit import Edit
 from onnx_lathe.passes.oracle import Check, Tolerance, compare
 from onnx_lathe.passes.request import Request, Score
@@ -111,8 +112,7 @@ def _keep_apart(graph: ir.Graph, skip: ir.Value) -> None:
     assert add is not None, "a skip connection is the result of an Add"
     # 0 copies a dimension: the shape is a constant, whatever the sizes are.
     copied = ir.Tensor(np.zeros(_FUSED_RANK, np.int64), name=f"{skip.name}.same")
-    shape = ir.Value(name=copied.name, type=ir.TensorType(copied.dtype), shape=copied.shape, const_value=copied)
-    graph.register_initializer(shape)
+    shape = add_initializer(graph, copied)
     normalizations = _normalizations(skip)
     reshape = ir.node("Reshape", [skip, shape], name=f"{skip.name}.apart")
     apart = reshape.outputs[0]

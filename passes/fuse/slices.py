@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from pydantic.dataclasses import dataclass
 
+from onnx_lathe.passes.additions import add_initializer
 from onnx_lathe.passes.edit import Edit
 from onnx_lathe.passes.fuse.demand import Asked, Selection, asked_of_inputs, selected
 from onnx_lathe.passes.oracle import Tolerance
@@ -207,7 +208,4 @@ def _cut(shape: ir.Shape | None, axis: int, count: int) -> ir.Shape | None:
 
 
 def _constant(graph: ir.Graph, name: str, numbers: Sequence[int] | np.ndarray) -> ir.Value:
-    tensor = ir.Tensor(np.asarray(numbers, np.int64), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_initializer(graph, ir.Tensor(np.asarray(numbers, np.int64), name=name))

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_lathe.passes import files
+from onnx_lathe.passes.additions import add_initializer, take_free_name
 from onnx_lathe.passes.quantize import params, streamed
 from onnx_lathe.passes.quantize.layers import Layer, not_finite
 from onnx_lathe.passes.quantize.scheme import WeightScheme
@@ -37,7 +38,7 @@ class Builder:
     def constant(self, name: str, array: Array) -> ir.Value:
         """Add an initializer."""
         name = self.free(name)
-        return self._register(ir.Tensor(array, name=name), name)
+        return add_initializer(self._graph, ir.Tensor(array, name=name))
 
     def once(self, key: tuple[object, ...], make: Callable[[], tuple[ir.Value, ir.Value]]) -> tuple[ir.Value, ir.Value]:
         """Return what ``make`` returned when ``key`` was asked for first: what several operators read is added once."""
@@ -48,14 +49,14 @@ class Builder:
     def stored(self, name: str, compute: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
         """Add an initializer that is computed while the model is written (`onnx_lathe.passes.files.computed`)."""
         name = self.free(name)
-        return self._register(files.computed(name, compute, dtype, shape), name)
+        return add_initializer(self._graph, files.computed(name, compute, dtype, shape))
 
     def streamed(
         self, name: str, parts: Callable[[], Iterable[Array]], dtype: ir.DataType, shape: tuple[int, ...]
     ) -> ir.Value:
         """Add an initializer that is computed some at a time while it is written (`files.StreamedTensor`)."""
         name = self.free(name)
-        return self._register(files.StreamedTensor(name, parts, dtype, shape), name)
+        return add_initializer(self._graph, files.StreamedTensor(name, parts, dtype, shape))
 
     def op(
         self,
@@ -138,7 +139,7 @@ class Builder:
                 continue
             node = value.producer()
             if node is not None:
-                inputs = list(node.inputs)
+                inputs = list(dict.fromkeys(node.inputs))
                 assert node.graph is not None, "what is dropped is in a graph"
                 node.graph.remove(node, safe=True)
                 self.drop_unused(inputs)
@@ -147,16 +148,4 @@ class Builder:
 
     def free(self, name: str) -> str:
         """Return ``name``, with a number behind it where it is taken, and take it."""
-        free, number = name, 0
-        while free in self._names:
-            number += 1
-            free = f"{name}_{number}"
-        self._names.add(free)
-        return free
-
-    def _register(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-        )
-        self._graph.register_initializer(value)
-        return value
+        return take_free_name(self._names, name)

@@ -314,3 +314,41 @@ def test_a_network_of_equal_blocks_is_compared_on_two_of_them(
     assert found.winner.model is not None
     assert sum(node.op_type == "Tanh" for node in onnx.load(found.winner.model).graph.node) == 8
     assert any("with 2 of the blocks that this one repeats, 25 % of its nodes" in note for note in found.notes)
+
+
+def test_a_mixture_is_compared_on_the_whole_of_a_network_that_repeats(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = range(6)
+    body = "".join(
+        f"[m{n}] m{n} = MatMul (x{n}, w{n})\n r{n} = Tanh (m{n})\n x{n + 1} = Add (x{n}, r{n})\n" for n in numbers
+    )
+    text = f"""
+    deep (float[batch, tokens, 64] x) => (float[batch, tokens, 64] y)
+    <float[64] scale, float[64] shift, {", ".join(f"float[64, 64] w{n}" for n in numbers)}>
+    {{
+      x0 = Neg (x)
+      {body}
+      same = Identity (x6)
+      s = Add (same, x0)
+      y = LayerNormalization (s, scale, shift)
+    }}
+    """
+    original = graphs.save(graphs.build(text), tmp_path / "deep.onnx")
+    form = "cleanup,quantize-dynamic{exclude=m0}"
+    asked: list[Path] = []
+
+    def mixed(task: Task, *_: object) -> list[Candidate]:
+        asked.append(task.original)
+        return [Candidate("mixed", task.original, form)]
+
+    monkeypatch.setattr(explore_module, "mixed_candidates", mixed)
+    # So little that nothing that rounds may be lost: the exact form is varied, after parts were left for the whole.
+    deep = replace(task, original=original, candidates=first_forms(original, with_data=True, axes=FEW), max_drop=1e-12)
+    found = search(deep, silent)
+    assert asked == [original]
+    lost = of(found, "mixed").refusal
+    assert lost is not None
+    assert lost.startswith("It loses")
+    assert of(found, "cleanup").certificate is not None
+    assert any("keep-skip-apart" in item.candidate.name for item in found.tried)

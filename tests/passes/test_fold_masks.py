@@ -66,6 +66,11 @@ def test_a_sentence_without_any_key_keeps_a_context_of_zero(graph: str, tmp_path
     [
         ("bias = Where (kept, none, low)", "bias = Cast <to = 1> (given)", "nothing bounds 'bias'"),
         ("float low = {-3.4028234663852886e38}", "float low = {-inf}", "nothing bounds 'bias'"),
+        (
+            "masked = Add (scores, bias)",
+            "once = Add (scores, bias)\n  masked = Add (once, bias)",
+            "the sum of 'bias', 'bias' overflows",
+        ),
     ],
 )
 def test_a_guard_stays_where_a_row_may_be_masked_whole(old: str, new: str, reason: str, tmp_path: Path) -> None:
