@@ -32,6 +32,8 @@ PATIENCE = 5
 """A disturbed block is cut off at so many times its length."""
 LEAST_PROCESSES = 3
 """With fewer, no interval over processes is worth having."""
+RETIRE_ROUNDS = 3
+"""Six pairs: the least that give an interval by signed ranks."""
 LEAST_ROUNDS = 6
 """Over all processes: 12 blocks give a median its interval, 6 rounds the reference's noise against itself."""
 
@@ -49,6 +51,8 @@ class Effort:
         most_rounds: Rounds in each process at most, where the time budget has room for more than ``rounds``.
         most_time: Seconds that may be taken in all where a verdict is inconclusive when the time budget ends: more
             fresh processes are then measured, and the verdict is given once more, over all. 0.0 for no second look.
+        retire: A subject that after `RETIRE_ROUNDS` rounds of a process takes over so many times what the fastest one
+            takes is measured no further in it; 0.0 measures all to the end.
         timeout: Seconds that one step of a worker (importing, preparing, warming up, a block) may take.
 
     Raises:
@@ -62,6 +66,7 @@ class Effort:
     timeout: float = 300.0
     most_rounds: int = 0
     most_time: float = 0.0
+    retire: float = 0.0
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
@@ -126,7 +131,8 @@ def _counted(values: Sequence[float], quantile: float) -> Interval | None:
 
 def _median(values: Sequence[float], processes: Sequence[Sequence[Sequence[float]]]) -> Interval:
     """Return the median with the wider of its intervals over values and over processes, which differ in layout."""
-    over_values = percentile(values, 0.5)
+    # One that was retired may have too few values for order statistics: those are about alike, so ranks do.
+    over_values = percentile(values, 0.5) if len(values) >= least_samples(0.5) else hodges_lehmann(values)
     medians = [float(np.median(np.concatenate(blocks))) for blocks in processes]
     if len(medians) < 2:
         return over_values
@@ -241,17 +247,29 @@ def _run_process(
             records[name].calls = records[name].calls or min(MOST_CALLS, max(1, fitting))
         blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in workers}
         until = began + effort.time_budget / effort.processes
+        running: Mapping[str, Worker] = workers
         warm, done = time.monotonic(), 0
         most = rounds or effort.most_rounds
         while done < (rounds or effort.rounds) or (done < most and not rounds and _fits(done + 1, done, warm, until)):
             on_progress("measuring", done / (rounds or effort.rounds))
-            _run_round(done, workers, effort, records, blocks, songs)
+            if effort.retire and done == RETIRE_ROUNDS:
+                running = _not_retired(running, blocks, effort.retire)
+            _run_round(done, running, effort, records, blocks, songs)
             done += 1
         songs.append(canary.sing())
         for name, worker in workers.items():
             records[name].blocks.append(tuple(blocks[name]))
             records[name].peak_memory.append(worker.peak_memory())
     return done
+
+
+def _not_retired(
+    running: Mapping[str, Worker], blocks: Mapping[str, Sequence[Sequence[float]]], most: float
+) -> Mapping[str, Worker]:
+    """Return the workers whose subjects take at most ``most`` times what the fastest one takes."""
+    seconds = {name: float(np.median([np.median(block) for block in blocks[name]])) for name in running}
+    fastest = min(seconds.values())
+    return {name: worker for name, worker in running.items() if seconds[name] <= most * fastest}
 
 
 def _fits(wanted: int, done: int, began: float, until: float) -> bool:

@@ -61,6 +61,16 @@ def percentile(values: ArrayLike, quantile: float) -> Interval:
     return Interval(float(np.quantile(ordered, quantile)), float(ordered[low - 1]), float(ordered[high - 1]))
 
 
+def centre(differences: ArrayLike) -> float:
+    """Return the Hodges-Lehmann estimate alone, of ``float [n]``, n at least 1: the median of the Walsh averages."""
+    return float(np.median(_walsh(np.asarray(differences, dtype=np.float64))))
+
+
+def _walsh(d: Vector) -> Vector:
+    rows, columns = np.triu_indices(len(d))
+    return np.sort((d[rows] + d[columns]) / 2.0)
+
+
 def hodges_lehmann(differences: ArrayLike) -> Interval:
     """Return the Hodges-Lehmann estimate of the centre of symmetry and its 95 % interval.
 
@@ -74,8 +84,7 @@ def hodges_lehmann(differences: ArrayLike) -> Interval:
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 6:
         raise ValueError(f"a 95 % signed-rank interval needs 6 differences, not {len(d)}")
-    rows, columns = np.triu_indices(len(d))
-    walsh = np.sort((d[rows] + d[columns]) / 2.0)
+    walsh = _walsh(d)
     below = np.cumsum(_signed_rank_null(len(d)))
     outside = int(np.searchsorted(below, 0.025, side="right"))
     return Interval(float(np.median(walsh)), float(walsh[outside - 1]), float(walsh[len(walsh) - outside]))

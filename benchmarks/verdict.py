@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_lathe.benchmarks.canary import MAX_DRIFT, drift
 from onnx_lathe.benchmarks.result import Comparison, Interval, Timing, Verdict
-from onnx_lathe.benchmarks.stats import beyond_p_value, hodges_lehmann, holm, mean_beyond_p_value, mean_interval
+from onnx_lathe.benchmarks.stats import beyond_p_value, centre, hodges_lehmann, holm, mean_beyond_p_value, mean_interval
 
 LEAST_NOISE = 0.01
 """A difference under 1 % is never called one: alignment and address layout alone give as much."""
@@ -67,12 +67,12 @@ def compare_all(runs: Sequence[tuple[Sequence[Timing], Sequence[float]]]) -> lis
     inconclusive, and that there is none is never said.
 
     Args:
-        runs: The timings of each interleaved run (equally many blocks each, two a round, six rounds or more in all)
-            and the seconds of its canary, in order.
+        runs: The timings of each interleaved run (two blocks a round, six rounds or more in all, three of what was
+            retired) and the seconds of its canary, in order.
     """
     margins = [_margin(timings[0], drift(canary)) for timings, canary in runs]
     evidence = [
-        [_weigh(np.log(_medians(timings[0]) / _medians(other)), margin) for other in timings[1:]]
+        [_weigh(_differences(timings[0], other), margin) for other in timings[1:]]
         for (timings, _), margin in zip(runs, margins, strict=True)
     ]
     adjusted = iter(holm([each.p_value for run in evidence for each in run]))
@@ -92,12 +92,19 @@ def noise_floor(timing: Timing) -> float:
     """
     medians = _medians(timing)
     against_itself = np.log(medians[:, 0::2] / medians[:, 1::2]).ravel()
-    return max(float(np.log1p(LEAST_NOISE)), abs(hodges_lehmann(against_itself).value))
+    return max(float(np.log1p(LEAST_NOISE)), abs(centre(against_itself)))
 
 
 def _margin(reference: Timing, drifted: float) -> _Margin:
     noise, drift_size = noise_floor(reference), float(np.log1p(drifted))
     return _Margin(noise, True) if drifted <= MAX_DRIFT else _Margin(max(noise, drift_size), False)
+
+
+def _differences(reference: Timing, other: Timing) -> Pairs:
+    """Return the differences of the blocks that both have: one that was retired has none of the later rounds."""
+    one, two = _medians(reference), _medians(other)
+    common = min(one.shape[1], two.shape[1])
+    return np.log(one[:, :common] / two[:, :common])
 
 
 def _weigh(pairs: Pairs, margin: _Margin) -> _Evidence:

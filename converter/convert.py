@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_lathe.converter.compile.compile import Compiled, ship
+from onnx_lathe.converter.compile.home import at_home
 from onnx_lathe.converter.compile.search import search
 from onnx_lathe.converter.launch import leads
 from onnx_lathe.converter.progress import Progress, silent
@@ -41,6 +42,7 @@ def convert(recipe: Path, output: Path | None = None, *, progress: Progress = si
     with _chain(recipe, output, progress) as (target, chain):
         story, task = chain.story(f"lathe convert {recipe}"), chain.task()
         with task.cache.in_use():
+            task = at_home(task)
             return ship(task, search(task, progress), target, story)
 
 

@@ -52,7 +52,7 @@ class Workload:
         """
         providers.resolve(self.provider)
         samples = load_samples(self.data) if isinstance(self.data, Path) else self.data
-        specs = tensors.input_specs(loading.read_graph(model), str(model))
+        specs = tensors.input_specs(loading.read_skeleton(model), str(model))
         counts = dict.fromkeys(self.threads or [providers.default_threads()])
         with tempfile.TemporaryDirectory(prefix="lathe-bench-") as folder:
             found: list[tuple[Conditions, Path]] = []
@@ -71,7 +71,7 @@ def batch_to_time(model: Path, samples: Samples | None, dims: Dims) -> Feeds:
         SamplesError: The samples lack an input of the model.
         TensorError: A sample does not fit the model, or the model cannot have this shape.
     """
-    batch = _batch_dimension(tensors.input_specs(loading.read_graph(model), str(model)))
+    batch = _batch_dimension(tensors.input_specs(loading.read_skeleton(model), str(model)))
     if samples is not None and set(dims) <= {batch}:
         return tensors.first_batch(model, samples, next(iter(dims.values()), 1))
     return tensors.random_feeds(model, dims)
@@ -122,7 +122,7 @@ def batches_to_time(model: Path, samples: Samples | None, dims: Dims) -> tuple[F
     batches = as_they_come(samples)
     if dims or len(batches) < 2:
         return (batch_to_time(model, samples, dims),)
-    specs = tensors.input_specs(loading.read_graph(model), str(model))
+    specs = tensors.input_specs(loading.read_skeleton(model), str(model))
     names = [spec.name for spec in specs]
     return tuple(tensors.check_feeds(specs, {name: batch[name] for name in names}) for batch in batches)
 

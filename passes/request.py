@@ -25,6 +25,13 @@ class Request(ABC):
 
     name: ClassVar[str]
     """The name on the command line, in kebab case."""
+    tool: ClassVar[str | None] = None
+    """Whose optimizer the pass runs; None for what is made here."""
+
+    @property
+    def maker(self) -> str:
+        """What to name where the pass did what it must not."""
+        return f"the pass {self.name}" + (f", which runs the optimizer of {self.tool}" if self.tool else "")
 
     @abstractmethod
     def plan(self, model: ir.Model, samples: Samples | None, score: Score | None) -> Edit:

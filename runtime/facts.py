@@ -15,7 +15,7 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_lathe.runtime import loading, tensors
-from onnx_lathe.runtime.shapes import SMALL_TENSOR_BYTES, Shape, infer_types, is_complete, shape_of
+from onnx_lathe.runtime.shapes import Shape, infer_types, is_complete, shape_of
 from onnx_lathe.runtime.tensors import TensorSpec
 
 _SECOND_FACTOR = {
@@ -42,10 +42,7 @@ _QUANTIZATION_INPUTS = {
 _NOT_WEIGHTS = {TensorProto.INT64, TensorProto.UINT64, TensorProto.BOOL, TensorProto.STRING}
 """Types of constants that are shapes, indices, masks and text."""
 
-_VALUE_FIELDS = (
-    *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"),
-    *("external_data", "data_location"),
-)
+_VALUE_FIELDS = (*loading.VALUE_FIELDS, "external_data", "data_location")
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,7 @@ class _Values:
 
 def file_bytes(path: Path) -> int:
     """Return the bytes of a model file and of the weight files beside it."""
-    return _file_bytes(path, loading.read_graph(path))
+    return _file_bytes(path, loading.read_skeleton(path))
 
 
 def _file_bytes(path: Path, model: ModelProto) -> int:
@@ -236,7 +233,7 @@ def _file_bytes(path: Path, model: ModelProto) -> int:
 def _drop_large_values(path: Path, model: ModelProto) -> None:
     """Spare shape inference the large constants: it takes at most 2 GiB, and only small ones hold shapes."""
     for tensor in loading.tensors(model):
-        if loading.nbytes(tensor) > SMALL_TENSOR_BYTES:
+        if loading.nbytes(tensor) > loading.SMALL_TENSOR_BYTES:
             for field in _VALUE_FIELDS:
                 tensor.ClearField(field)
         elif loading.is_external(tensor):

@@ -7,6 +7,7 @@ checks some of this while it reads weights; here it is checked for every tensor,
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -48,6 +49,51 @@ _BITS = {
 """Bits of one element by name of its type; elements under 8 bits are packed (onnx.proto, ``raw_data``)."""
 
 
+SMALL_TENSOR_BYTES = 1024
+"""Constants up to this may hold shapes and scales, which are read without the weights."""
+VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+_KEPT_SKELETONS = 64
+_skeletons: OrderedDict[tuple[str, int, int, int], tuple[ModelProto, Mapping[Path, tuple[int, int, int]]]] = (
+    OrderedDict()
+)
+"""By path, inode, time and size: the graph, with the same of each file of weights beside it."""
+
+
+def read_skeleton(path: Path) -> ModelProto:
+    """Return the checked model without the values of its large tensors. It is shared: not to be changed.
+
+    A file is parsed and checked once for as long as it and the weights beside it stay as they are.
+
+    Raises:
+        ModelFileError: As `check_model_file`.
+        ExternalDataError: As `check_model_file`.
+    """
+    if not path.is_file():
+        return read_graph(path)
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    known = _skeletons.get(key)
+    if known and all(file.is_file() and _state(file) == state for file, state in known[1].items()):
+        return known[0]
+    model = read_graph(path)
+    for tensor in tensors(model):
+        if not is_external(tensor) and nbytes(tensor) > SMALL_TENSOR_BYTES:
+            for field in VALUE_FIELDS:
+                tensor.ClearField(field)
+    # What is cleared stays in the memory of its message: only a copy is small.
+    skeleton = ModelProto()
+    skeleton.CopyFrom(model)
+    _skeletons[key] = (skeleton, {file: _state(file) for file in weight_files(path, model)})
+    while len(_skeletons) > _KEPT_SKELETONS:
+        _skeletons.popitem(last=False)
+    return skeleton
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    stat = file.lstat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
 def check_model_file(path: Path) -> None:
     """Check a model and the files that its graph names; no weight beside the graph is read.
 
@@ -56,7 +102,7 @@ def check_model_file(path: Path) -> None:
             dimensions do not fit its values.
         ExternalDataError: A weight file is missing, too short, a link, or outside the model's folder.
     """
-    read_graph(path)
+    read_skeleton(path)
 
 
 def read_graph(path: Path) -> ModelProto:
@@ -110,7 +156,7 @@ def external_files(path: Path) -> tuple[Path, ...]:
         ModelFileError: As `check_model_file`.
         ExternalDataError: As `check_model_file`.
     """
-    return weight_files(path, read_graph(path))
+    return weight_files(path, read_skeleton(path))
 
 
 def weight_files(path: Path, model: ModelProto) -> tuple[Path, ...]:

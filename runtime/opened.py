@@ -36,14 +36,14 @@ class Opened:
     warning: str | None = None
 
     def read_graph(self) -> ModelProto:
-        """Return the checked graph.
+        """Return the checked graph; large weights may lack their values, and it is not to be changed.
 
         Raises:
             ModelFileError: It is not a model that may be run.
             ExternalDataError: Its weights are missing, too short or outside its folder.
         """
         if self.content is None:
-            return loading.read_graph(self.path)
+            return loading.read_skeleton(self.path)
         sizes = {name: len(content) for name, content in self.beside.items()}
         return loading.parse_graph(self.content, f"{self.path}: {MODEL}", sizes)
 

@@ -101,7 +101,7 @@ class Session:
         self.threads = providers.default_threads() if asked is None else asked
         self.scales_by_run = any(node.op_type in _SCALED_BY_RUN for node in nodes(checked))
         excused = shape_nodes(checked.graph)
-        del checked  # its weights, before onnxruntime reads them again
+        del checked  # with its weights, where they came in memory
         name = providers.resolve(opened.provider if provider is None else provider)
         self.provider = providers.user_name(name)
         options = session_options(self.threads, optimize=optimize)

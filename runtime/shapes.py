@@ -15,9 +15,6 @@ from onnx_lathe.runtime import loading
 from onnx_lathe.runtime.errors import ModelFileError
 from onnx_lathe.runtime.samples import Array
 
-SMALL_TENSOR_BYTES = 1024
-"""Constants up to this may hold shapes; larger ones are weights."""
-
 _SHAPE_ARITHMETIC = {
     *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Floor", "Ceil", "ReduceProd", "ReduceSum"),
     *("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Where"),
@@ -37,8 +34,8 @@ def infer_types(where: str, model: ModelProto, sizes: Mapping[str, int]) -> dict
 
     Args:
         where: The model, for messages.
-        model: The graph; constants over `SMALL_TENSOR_BYTES` need no values. It is changed: symbolic dimensions are
-            bound, and shapes declared inside the graph that depend on others are forgotten.
+        model: The graph; constants over `loading.SMALL_TENSOR_BYTES` need no values. It is changed: symbolic
+            dimensions are bound, and shapes declared inside the graph that depend on others are forgotten.
         sizes: Sizes of symbolic dimensions by name.
 
     Raises:
@@ -111,7 +108,7 @@ def _evaluate(model: ModelProto, types: Mapping[str, TypeProto.Tensor], known: M
             results = _run(model, node, {name: values[name] for name in node.input if name})
         else:
             continue
-        values |= {name: value for name, value in results.items() if value.nbytes <= SMALL_TENSOR_BYTES}
+        values |= {name: value for name, value in results.items() if value.nbytes <= loading.SMALL_TENSOR_BYTES}
     return {name: value for name, value in values.items() if name not in known}
 
 
@@ -157,4 +154,4 @@ def _make_constant(graph: GraphProto, found: Mapping[str, Array]) -> None:
 
 
 def _is_small(tensor: TensorProto) -> bool:
-    return tensor.data_type != TensorProto.STRING and loading.nbytes(tensor) <= SMALL_TENSOR_BYTES
+    return tensor.data_type != TensorProto.STRING and loading.nbytes(tensor) <= loading.SMALL_TENSOR_BYTES

@@ -124,7 +124,7 @@ def first_batch(model: Path, samples: Samples | None, count: int) -> Feeds:
     """
     if samples is None:
         return random_feeds(model)
-    specs = input_specs(loading.read_graph(model), str(model))
+    specs = input_specs(loading.read_skeleton(model), str(model))
     if missing := [spec.name for spec in specs if spec.name not in samples.names]:
         raise SamplesError(
             samples.source,
@@ -156,7 +156,7 @@ def random_feeds(model: Path, dims: Mapping[str, int] | None = None, seed: int =
         TensorError: ``dims`` names a dimension that the model does not have, a size is under 1, or an input would take
             more than `MAX_RANDOM_BYTES`.
     """
-    graph = loading.read_graph(model)
+    graph = loading.read_skeleton(model)
     specs = input_specs(graph, str(model))
     sizes = bind_dims(specs, dims)
     rows = _table_rows(graph)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from onnx_lathe.benchmarks.canary import drift
 from onnx_lathe.benchmarks.report import text
 from onnx_lathe.benchmarks.report.document import Section, Table, columns, row
-from onnx_lathe.benchmarks.report.model import MeasuredShape, OracleCheck, Report
+from onnx_lathe.benchmarks.report.model import CandidateResult, MeasuredShape, OracleCheck, Report
 from onnx_lathe.benchmarks.report.text import ABSENT, Cell
 
 _TAKING_TURNS = (
@@ -21,6 +21,13 @@ _TAKING_TURNS = (
 _NODES_SHOWN = 3
 
 
+def _screened(item: CandidateResult, shape: int) -> str | Cell:
+    if shape >= len(item.speed):
+        return ABSENT
+    speed = f"{item.speed[shape]:.2f}x"
+    return speed if item.whole else Cell(speed, note="of two blocks")
+
+
 def candidates(report: Report) -> Section | None:
     """Return every form tried and what became of it; None where none was."""
     if not report.candidates:
@@ -30,7 +37,7 @@ def candidates(report: Report) -> Section | None:
         row(
             item.name,
             item.status,
-            *(f"{item.speed[index]:.2f}x" if index < len(item.speed) else ABSENT for index in range(len(shapes))),
+            *(_screened(item, index) for index in range(len(shapes))),
             ABSENT if item.step is None else Cell(text.speed(item.step).text, note=f"of {item.against}"),
             ABSENT if item.drop is None else text.points(item.drop),
             ABSENT if item.seconds is None else text.seconds(item.seconds),
@@ -43,7 +50,8 @@ def candidates(report: Report) -> Section | None:
     figures = (*shapes, "step", "drop", "time")
     heads = columns("form", "status", *figures, "front", "why", numeric=figures)
     notes = (
-        "speed: in a short screening; the ladder's is measured again, for longer.",
+        "speed: in a short screening; the ladder's is measured again, for longer. Of two blocks of the network where "
+        "that is said: such a form is on no front.",
         "step: the speed against the form that it differs from by one pass, over all shapes.",
         "drop: on the part of the data that forms are chosen on.",
         "time: what its last pass took, its check included.",

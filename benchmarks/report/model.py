@@ -116,6 +116,7 @@ class CandidateResult:
         step: How many times as fast as that form, over all shapes; None where that was not measured.
         seconds: What its last pass took, checks included; None where it was not made.
         on_front: Whether no other form is both faster and nearer to the original.
+        whole: Whether its speed is that of the whole network; else of two of its blocks.
     """
 
     name: str
@@ -127,6 +128,7 @@ class CandidateResult:
     step: Interval | None = None
     seconds: float | None = None
     on_front: bool = False
+    whole: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -103,8 +104,8 @@ def apply(
                 f"  oracle: {check.measured:.3g} {check.unit}, limit {check.limit:.3g} ({check.what}, {check.scope})",
                 markup=False,
             )
-        for refusal in step.refused:
-            console.print(f"  left alone: {refusal.operator} {refusal.node}: {refusal.reason}", markup=False)
+        for (operator, reason), count in Counter((each.operator, each.reason) for each in step.refused).items():
+            console.print(f"  left alone: {count} {operator}: {reason}", markup=False)
     emit("apply", {"output": str(output), "applied": applied})
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from onnx_lathe.converter.compile.build import defect
+from onnx_lathe.converter.compile.home import answers
 from onnx_lathe.converter.compile.task import Task
 from onnx_lathe.converter.stages import model_digest
-from onnx_lathe.converter.workload import batches_to_time
 from onnx_lathe.passes import blocks
 from onnx_lathe.runtime.errors import LatheError
 from onnx_lathe.runtime.parity import relative_error
-from onnx_lathe.runtime.samples import Array
-from onnx_lathe.runtime.session import Session
 
 _WORTH = 0.6
 """The share of a model's nodes that two of its blocks may be at most, for a comparison on them to save much."""
 _SAME = 1e-3
 """Two runs on the same input may differ so much, relative to the largest value: sums in another order."""
-_CODE = ("onnx_lathe.passes", "onnx_lathe.runtime", "onnx_lathe.converter.compile.arena")
+_CODE = (
+    "onnx_lathe.passes",
+    "onnx_lathe.runtime",
+    "onnx_lathe.converter.compile.arena",
+    "onnx_lathe.converter.compile.home",
+)
 _MODEL = "model.onnx"
 
 
@@ -48,8 +51,13 @@ def arena(task: Task) -> Arena:
             share = blocks.write_shortened(task.original, folder / _MODEL)
             if share is None:
                 return 1.0
-            _answer(task, folder / _MODEL)
+            answers(task, folder / _MODEL, task.home)
         except LatheError:  # it is a convenience: what cannot be shortened is compared whole
+            return 1.0
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told and logged: it must not cost the rest
+            defect("shortening a network that repeats", error)
             return 1.0
         return share
 
@@ -57,7 +65,7 @@ def arena(task: Task) -> Arena:
         "model": model_digest(task.original),
         "dims": [dict(dims) for dims in task.dims],
         "samples": task.samples_digest,
-        "provider": task.provider,
+        "home": task.home,
     }
     stage = task.cache.stage("shorten", task.original_name, depends, _CODE, make, float)
     share = stage.value
@@ -76,7 +84,7 @@ def random_answer(task: Task) -> str | None:
     Raises:
         LatheError: The original cannot be run, or not on these inputs.
     """
-    first, second = _answer(task, task.original, times=2)
+    first, second = answers(task, task.original, task.home, times=2)
     for name, one in first.items():
         other = second[name]
         same = relative_error(one, other) <= _SAME if one.dtype.kind == "f" else np.array_equal(one, other)
@@ -85,9 +93,3 @@ def random_answer(task: Task) -> str | None:
                 f"The original's output {name} differs from run to run on the same input: nothing can be judged by it."
             )
     return None
-
-
-def _answer(task: Task, model: Path, times: int = 1) -> list[Mapping[str, Array]]:
-    session = Session(model, provider=task.provider, threads=task.threads)
-    feeds = batches_to_time(model, task.samples, task.dims[0])[0]
-    return [session.run(feeds) for _ in range(times)]

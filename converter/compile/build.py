@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -18,11 +20,14 @@ from onnx_lathe.passes.request import Request
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime import loading, tensors
 from onnx_lathe.runtime.bundle import file_digest
-from onnx_lathe.runtime.errors import DependencyError, InputError, OracleError, OutputError
+from onnx_lathe.runtime.errors import LatheError, OutputError
 from onnx_lathe.runtime.tensors import TensorSpec
 
 _CODE = ("onnx_lathe.passes", "onnx_lathe.runtime", "onnx_lathe.converter.compile.build")
 MODEL = "model.onnx"
+DRAFT_SAMPLES = 8
+"""That a draft is calibrated with: which ranges it has does not change how fast it is."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,15 @@ class Built:
     changed: bool = True
 
 
-def build(task: Task, candidate: Candidate, progress: Progress) -> Built:
-    """Make a form, or find it in the cache. What a pass refuses is a reason here, not an error.
+def build(task: Task, candidate: Candidate, progress: Progress, *, draft: bool = False) -> Built:
+    """Make a form, or find it in the cache. What a pass refuses is a reason here, not an error, and so
+    is a defect of a pass: one form must not cost the others.
+
+    Args:
+        task: What is searched for.
+        candidate: The form.
+        progress: Told what is done.
+        draft: Whether it is only timed, never shipped: it is calibrated with few samples, and its oracles do not run.
 
     Raises:
         OutputError: There is no room for it.
@@ -71,7 +83,7 @@ def build(task: Task, candidate: Candidate, progress: Progress) -> Built:
     applied: list[Applied] = []
     for request in registry.parse(candidate.passes) if candidate.passes else ():
         progress(0, 1, f"{candidate.name}: {registry.spell(request)}")
-        folder, step = _apply(task, model, digest, request)
+        folder, step = _apply(task, model, digest, request, draft=draft)
         applied += step.applied
         if step.refusal is not None:
             return Built(None, "", tuple(applied), step.refusal)
@@ -83,18 +95,22 @@ def build(task: Task, candidate: Candidate, progress: Progress) -> Built:
     return Built(model, digest, tuple(applied), changed=changed)
 
 
-def _apply(task: Task, model: Path, digest: str, request: Request) -> tuple[Path, Step]:
+def _apply(task: Task, model: Path, digest: str, request: Request, *, draft: bool) -> tuple[Path, Step]:
     calibrate = task.parts.calibrate if task.parts else None
+    if calibrate is not None and draft:
+        calibrate = calibrate.first(DRAFT_SAMPLES)
     text = registry.spell(request)
 
     def make(folder: Path) -> Step:
         target = folder / MODEL
         try:
-            (applied,) = passes_run.apply(model, [request], target, samples=calibrate)
-        except OutputError:
+            (applied,) = passes_run.apply(model, [request], target, samples=calibrate, checked=not draft)
+        except (OutputError, OSError):
             raise
-        except (InputError, OracleError, DependencyError) as error:
+        except LatheError as error:
             return Step(refusal=str(error))
+        except Exception as error:
+            raise _DefectError(defect(request.maker, error)) from error
         if applied.changed:
             return Step((applied,), model_digest(target))
         # It is the model before, which is kept already.
@@ -107,9 +123,29 @@ def _apply(task: Task, model: Path, digest: str, request: Request) -> tuple[Path
         "pass": text,
         "samples": task.parts.calibrate_digest if task.parts else None,
         "files": _files(request),
+        "draft": draft,
     }
-    stage = task.cache.stage("apply", text, depends, _CODE, make, Step)
+    try:
+        stage = task.cache.stage("apply", text, depends, _CODE, make, Step)
+    except _DefectError as error:
+        return model, Step(refusal=str(error))
     return stage.folder, stage.value
+
+
+class _DefectError(Exception):
+    """A pass failed as it never should; unlike a refusal that is not kept in the cache."""
+
+
+def defect(maker: str, error: Exception) -> str:
+    """Return what to tell of an exception that ``maker`` never should raise, and log it with its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    text = (
+        f"This is a defect of {maker}: {type(error).__name__}: {error}{where}. Please report it with the model; "
+        "the search goes on without it."
+    )
+    _LOG.warning(text, exc_info=error)
+    return text
 
 
 def _files(request: Request) -> dict[str, str | None]:
@@ -121,7 +157,7 @@ def _files(request: Request) -> dict[str, str | None]:
 
 def _other_interface(base: Path, model: Path) -> str | None:
     """Return what of the inputs and outputs is not as users of the original know it; None where all is."""
-    before, after = (loading.read_graph(path) for path in (base, model))
+    before, after = (loading.read_skeleton(path) for path in (base, model))
     for kind, specs in (("input", tensors.input_specs), ("output", tensors.output_specs)):
         was, now = specs(before, str(base)), specs(after, str(model))
         if [each.name for each in was] != [each.name for each in now]:

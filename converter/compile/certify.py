@@ -38,6 +38,7 @@ class Judge:
         max_drop: The budget on 0..1.
         provider: Where the models run.
         threads: Threads of a session; None for all allowed cores.
+        home: Where the original runs; None for where the others do.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Judge:
         max_drop: float,
         provider: str,
         threads: int | None,
+        home: str | None = None,
     ) -> None:
         self.original = original
         self.samples = samples
@@ -55,6 +57,7 @@ class Judge:
         self._max_drop = max_drop
         self._provider = provider
         self._threads = threads
+        self._home = home or provider
 
     @cached_property
     def original_outputs(self) -> Mapping[str, Array]:
@@ -73,7 +76,8 @@ class Judge:
 
     def outputs(self, model: Path, progress: Progress | None = None) -> Mapping[str, Array]:
         """Run ``model`` over the samples and return its outputs, samples along the first axis."""
-        session = Session(model, provider=self._provider, threads=self._threads)
+        provider = self._home if model == self.original else self._provider
+        session = Session(model, provider=provider, threads=self._threads)
         fixed = session.inputs[0].shape[0] if session.inputs[0].shape else None
 
         def tell(done: int, total: int) -> None:
@@ -91,17 +95,22 @@ class Judge:
         return evaluate(self.original_outputs, outputs, self.samples)
 
 
+def judge_of(task: Task, samples: Samples) -> Judge:
+    """Return the judge of a task on ``samples``."""
+    return Judge(task.original, samples, task.metric, task.max_drop, task.provider, task.threads, task.home)
+
+
 def select_judge(task: Task) -> Judge:
     """Return the judge whom forms are chosen by: on so much of the select part as the time budget has room for."""
     assert task.parts is not None, "who judges has data"
     samples = task.parts.select
     if not task.axes:  # a list that was given is judged whole, whatever that takes
-        return Judge(task.original, samples, task.metric, task.max_drop, task.provider, task.threads)
+        return judge_of(task, samples)
 
     def make(folder: Path) -> int:
         del folder
         few = samples.first(PREDICT_BATCH)
-        judge = Judge(task.original, few, task.metric, task.max_drop, task.provider, task.threads)
+        judge = judge_of(task, few)
         began = time.monotonic()
         judge.outputs(task.original)
         each = (time.monotonic() - began) / len(few)
@@ -110,13 +119,13 @@ def select_judge(task: Task) -> Judge:
     depends = {
         "model": model_digest(task.original),
         "samples": samples.digest(),
-        "provider": task.provider,
+        "home": task.home,
         "threads": task.threads,
         "seconds": task.time_budget,
     }
     count = task.cache.stage("pace", task.original_name, depends, _CODE, make, int).value
     chosen = samples.take(np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)))
-    return Judge(task.original, chosen, task.metric, task.max_drop, task.provider, task.threads)
+    return judge_of(task, chosen)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ def judged(task: Task, judge: Judge, name: str, model: Path, progress: Progress,
         "metric": task.metric,
         "max_drop": task.max_drop,
         "provider": task.provider,
+        "home": task.home,
         "threads": task.threads,
         "beyond": beyond,
     }

@@ -6,6 +6,8 @@ import time
 
 from onnx_lathe.converter.progress import Progress
 
+OVER = "The time budget was spent before"
+
 
 class OutOfTimeError(Exception):
     """A step was left because the time of the search is over; what was found before counts."""

@@ -17,16 +17,17 @@ from onnx_lathe.benchmarks.report.render import render_html, render_markdown
 from onnx_lathe.converter.compile.explain import Story, explain
 from onnx_lathe.converter.compile.front import front
 from onnx_lathe.converter.compile.history import remembered
+from onnx_lathe.converter.compile.home import at_home
 from onnx_lathe.converter.compile.playoff import play_off
 from onnx_lathe.converter.compile.search import search
 from onnx_lathe.converter.compile.space import AXES, VISITED, first_forms
-from onnx_lathe.converter.compile.task import Found, Parts, Task
+from onnx_lathe.converter.compile.task import Found, Parts, Task, shipped_provider
 from onnx_lathe.converter.data.files import load_samples
 from onnx_lathe.converter.progress import Progress, silent
 from onnx_lathe.converter.stages import locked, work_folder
 from onnx_lathe.converter.workload import Dims
 from onnx_lathe.runtime import loading, providers, tensors
-from onnx_lathe.runtime.bundle import check_replaceable, model_file, write_bundle
+from onnx_lathe.runtime.bundle import SessionOptions, check_replaceable, model_file, write_bundle
 from onnx_lathe.runtime.errors import InputError, LatheError
 from onnx_lathe.runtime.samples import Samples
 
@@ -101,6 +102,7 @@ def compile(
         weights: How much each of ``dims`` counts, in the geometric mean of speeds that decides; all alike where there
             are none.
         provider: Where the model will run, or several of them, of which the fastest is taken; "all" for all there are.
+            Where one does not take the original whole, its forms are compared with the original on the CPU.
         threads: Threads of a session; None for all allowed cores.
         time_budget: Seconds that making, judging and measuring forms may take in all, for each provider. The final
             measurement takes three fresh processes of original and winner however short it is.
@@ -114,7 +116,7 @@ def compile(
         ModelFileError: Not an ONNX file, a hostile one, or one that does not run.
         SamplesError: The data is empty, ragged or does not fit the model.
         TensorError: The data or ``dims`` do not fit the model.
-        ProviderError: A provider is not there, or runs nothing of the model.
+        ProviderError: A provider is not there, or runs nothing.
         InputError: ``metric`` is unknown, ``weights`` or ``time_budget`` are out of range, or ``pick`` names no form.
     """
     names = _providers(provider)
@@ -154,8 +156,8 @@ def _search_each(task: Task, names: Sequence[str], progress: Progress) -> tuple[
     failed: list[LatheError] = []
     for name in names:
         candidates = first_forms(task.original, task.parts is not None, name)
-        each = replace(task, provider=name, candidates=candidates)
         try:
+            each = at_home(replace(task, provider=name, candidates=candidates))
             searches.append((each, search(each, progress)))
         except LatheError as error:
             failed.append(error)
@@ -175,7 +177,7 @@ def _providers(asked: str | Sequence[str]) -> list[str]:
 
 def _check(model: Path, dims: Sequence[Dims], weights: Sequence[float], metric: str | None, time_budget: float) -> None:
     """Refuse what cannot be, before anything is made."""
-    specs = tensors.input_specs(loading.read_graph(model), str(model))
+    specs = tensors.input_specs(loading.read_skeleton(model), str(model))
     for each in dims:
         tensors.bind_dims(specs, each)
     if metric is not None:
@@ -212,7 +214,8 @@ def ship(task: Task, found: Found, output: Path, story: Story) -> Compiled:
         (task.folder / name).write_text(text, encoding="utf-8")
     files = {"model.onnx": model, **{path.name: path for path in loading.external_files(model)}}
     files |= {name: task.folder / name for name in rendered}
-    write_bundle(output, files, _manifest(found, story, report), {"provider": task.provider, "threads": task.threads})
+    session: SessionOptions = {"provider": shipped_provider(task, found), "threads": task.threads}
+    write_bundle(output, files, _manifest(found, story, report), session)
     missed = report.reason if report.status == "uncertified" else None
     points = tuple(item.candidate.name for item in front(task, found.tried))
     return Compiled(output, found, report, missed, points)

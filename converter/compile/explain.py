@@ -217,6 +217,7 @@ def _candidate(task: Task, item: Tried, on_front: bool) -> CandidateResult:
         step=item.step,
         seconds=item.seconds,
         on_front=on_front,
+        whole=item.whole,
     )
 
 

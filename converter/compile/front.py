@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_lathe.converter.compile.explore import gain
+from onnx_lathe.converter.compile.record import gain
 from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.runtime.errors import InputError
 
@@ -12,9 +12,10 @@ from onnx_lathe.runtime.errors import InputError
 def front(task: Task, tried: Sequence[Tried]) -> list[Tried]:
     """Return the forms that no other one beats in both speed and drop, the fastest first.
 
-    A form without a certificate is exact where there is no data, and not known well enough to lie on it where there is.
+    A form without a certificate is exact where there is no data, and not known well enough to lie on it where there is;
+    nor is one whose speed was measured on two blocks only, which does not compare with speeds of whole networks.
     """
-    points = [(item, gain(task, item.speed), _drop(task, item)) for item in tried if item.speed]
+    points = [(item, gain(task, item.speed), _drop(task, item)) for item in tried if item.speed and item.whole]
     known = [(item, speed, drop) for item, speed, drop in points if drop is not None and speed > 1.0]
     best = [
         (item, speed)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+from onnx_lathe.converter.compile.build import defect
 from onnx_lathe.converter.compile.certify import Judge
+from onnx_lathe.converter.compile.clock import OutOfTimeError
 from onnx_lathe.converter.compile.forms import PRECISION, Candidate
 from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.converter.progress import Progress
@@ -20,7 +22,7 @@ from onnx_lathe.passes.quantize.dynamic import QuantizeDynamic
 from onnx_lathe.passes.quantize.mixture import Mixture, fewest_float
 from onnx_lathe.passes.quantize.static import QuantizeStatic
 from onnx_lathe.passes.request import Request
-from onnx_lathe.runtime.errors import UnsupportedModelError
+from onnx_lathe.runtime.errors import LatheError, UnsupportedModelError
 from onnx_lathe.runtime.samples import Samples
 
 _CODE = ("onnx_lathe.passes", "onnx_lathe.runtime", "onnx_lathe.benchmarks", "onnx_lathe.converter.sensitivity")
@@ -42,7 +44,13 @@ def mixed_candidates(task: Task, tried: Sequence[Tried], judge: Judge, progress:
         if not judged or any(certificate.drop <= task.max_drop for _, certificate in judged):
             continue
         nearest = min(judged, key=lambda pair: pair[1].drop)[0].candidate
-        mixture = _mixture(task, nearest, task.parts.calibrate, judge, progress)
+        try:
+            mixture = _mixture(task, nearest, task.parts.calibrate, judge, progress)
+        except (LatheError, OSError, OutOfTimeError):
+            raise
+        except Exception as error:  # noqa: BLE001 - told and logged: it must not cost the rest
+            defect(f"mixing precisions in {nearest.name}", error)
+            continue
         if mixture.certified:
             name = f"{nearest.name}, {len(mixture.exclude)} layers float"
             *before, last = registry.parse(_excluding(nearest, mixture.exclude))
@@ -82,6 +90,7 @@ def _mixture(task: Task, candidate: Candidate, samples: Samples, judge: Judge, p
         "metric": judge.metric,
         "max_drop": task.max_drop,
         "provider": task.provider,
+        "home": task.home,
         "threads": task.threads,
     }
     return task.cache.stage("mix", candidate.name, depends, _CODE, make, Mixture).value

@@ -8,7 +8,7 @@ from dataclasses import replace
 from onnx_lathe.benchmarks.measure import FINAL
 from onnx_lathe.converter.compile.explore import LEAST_STEP
 from onnx_lathe.converter.compile.race import side_by_side
-from onnx_lathe.converter.compile.task import Found, Rung, Task
+from onnx_lathe.converter.compile.task import Found, Rung, Task, shipped_provider
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.runtime.errors import MeasurementError
@@ -25,13 +25,14 @@ def play_off(searches: Sequence[tuple[Task, Found]], progress: Progress) -> tupl
     if len(searches) == 1:
         return searches[0]
     (task, found), *others = searches
-    rungs = [Rung(_name(each), _shipped(each, result).model, provider=each.provider) for each, result in searches]
+    rungs = [_shipped(each, result) for each, result in searches]
     budget = _SHARE * task.time_budget / len(task.dims)
     effort = replace(FINAL, time_budget=min(budget, FINAL.time_budget), most_time=0.0)
     digests = [f"{each.provider}:{model_digest(each_model)}" for each in rungs if (each_model := each.model)]
-    first = _shipped(task, found).model
+    first = rungs[0].model
     assert first is not None, "what ships is a file"
-    named = replace(task, original_name=_name(task))
+    away = None if found.winner else task.not_at_home
+    named = replace(task, original_name=_name(task), not_at_home=away)
     try:
         measurements = side_by_side(named, "play-off", first, rungs[1:], digests, effort, progress)
     except MeasurementError as error:
@@ -54,4 +55,4 @@ def _name(task: Task) -> str:
 
 def _shipped(task: Task, found: Found) -> Rung:
     model = found.winner.model if found.winner and found.winner.model else task.original
-    return Rung(_name(task), model)
+    return Rung(_name(task), model, provider=shipped_provider(task, found))

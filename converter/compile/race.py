@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +14,6 @@ import psutil
 from onnx_lathe.benchmarks.measure import Effort, measure
 from onnx_lathe.benchmarks.result import Interval, Measurement
 from onnx_lathe.benchmarks.subject import Subject
-from onnx_lathe.benchmarks.verdict import compare
 from onnx_lathe.converter.compile.clock import Clock
 from onnx_lathe.converter.compile.task import Rung, Task
 from onnx_lathe.converter.progress import Progress
@@ -22,7 +23,7 @@ from onnx_lathe.runtime import tensors
 from onnx_lathe.runtime.errors import MeasurementError
 from onnx_lathe.runtime.facts import file_bytes
 
-HEAT = Effort(processes=1, rounds=6, block_seconds=0.02, time_budget=2.0)
+HEAT = Effort(processes=1, rounds=6, block_seconds=0.02, time_budget=2.0, retire=1.5)
 """To drop what is clearly slower: about a second a subject."""
 _CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime", "onnx_lathe.converter.compile.race")
 _GROWN = 2.0
@@ -39,34 +40,19 @@ class Runner:
         name: How it is called.
         model: Its file.
         digest: Of the file and the weights beside it.
-        parent: The name of the form, also in the heat, that it is to be faster than; None for the original.
     """
 
     name: str
     model: Path
     digest: str
-    parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Lap:
-    """What a heat tells of a form.
-
-    Attributes:
-        speed: How many times as fast as the original, at each shape.
-        step: How many times as fast as its parent, over all shapes; None where it has none.
-    """
-
-    speed: tuple[Interval, ...]
-    step: Interval | None = None
 
 
 class Race:
-    """Runs heats against one original.
+    """Runs heats.
 
     Args:
         task: Shapes, provider, threads and cache.
-        original: What every heat compares with.
+        original: What a heat without a leader compares with.
         clock: Heats are not begun that would end after the search's share of it.
         progress: Told what is done.
 
@@ -83,54 +69,61 @@ class Race:
         self.failed: dict[str, str] = {}
 
     def heat(
-        self, leaders: Sequence[Runner], others: Sequence[Runner], share: float, effort: Effort = HEAT
-    ) -> dict[str, Lap]:
-        """Measure ``leaders`` with each group of ``others`` that fits the memory; return what is known by name.
+        self, runners: Sequence[Runner], share: float, *, leader: Runner | None = None, effort: Effort = HEAT
+    ) -> dict[str, tuple[Interval, ...]]:
+        """Measure forms beside the original or the leader, in groups that fit the memory.
 
         Args:
-            leaders: In every group.
-            others: The rest, the most promising first: what time does not suffice for is left out.
-            share: Of the time budget that may be spent when the heat ends.
+            runners: The most promising first: what time does not suffice for is left out.
+            share: Of the time budget that may be spent when the last group ends.
+            leader: The form to compare with; None for the original.
             effort: How much to measure.
+
+        Returns:
+            By name of those that could be measured, how many times as fast they are at each shape.
         """
-        laps: dict[str, Lap] = {}
-        size = self._room(len(leaders))
-        groups = [others[start : start + size] for start in range(0, len(others), size)] or [()]
-        for group in groups:
-            runners = [*leaders, *group]
-            if not runners or self._seconds_each * (1 + len(runners)) > self._clock.left(share):
+        laps: dict[str, tuple[Interval, ...]] = {}
+        room, rest = self._room(), list(runners)
+        while rest:
+            size = min(room, self._fitting(share))
+            if size < 1:
                 break
-            laps |= self._group(runners, effort)
+            laps |= self._group(leader, rest[:size], effort)
+            rest = rest[size:]
         return laps
 
-    def _group(self, runners: Sequence[Runner], effort: Effort) -> dict[str, Lap]:
+    def _fitting(self, share: float) -> int:
+        """Return how many forms there is time for, beside what they are compared with."""
+        left = self._clock.left(share)
+        if not self._seconds_each or math.isinf(left):
+            return sys.maxsize
+        return int(left / self._seconds_each) - 1
+
+    def _group(
+        self, leader: Runner | None, runners: Sequence[Runner], effort: Effort
+    ) -> dict[str, tuple[Interval, ...]]:
         began = time.monotonic()
+        # Beside a leader the original need not run, which may take many times as long.
+        first, task = leader or self._original, self._task
+        if leader is not None:
+            task = replace(task, original_name=leader.name, not_at_home=None)
         try:
             rungs = [Rung(each.name, each.model) for each in runners]
-            digests = [each.digest for each in (self._original, *runners)]
-            found = side_by_side(self._task, "heat", self._original.model, rungs, digests, effort, self._progress)
+            digests = [each.digest for each in (first, *runners)]
+            found = side_by_side(task, "heat", first.model, rungs, digests, effort, self._progress)
         except MeasurementError as error:
             if error.where not in [each.name for each in runners]:
                 raise
             self.failed[error.where] = str(error)
-            rest = [each for each in runners if error.where not in (each.name, each.parent)]
-            return self._group(rest, effort) if rest else {}
+            rest = [each for each in runners if each.name != error.where]
+            return self._group(leader, rest, effort) if rest else {}
         self._seconds_each = (time.monotonic() - began) / (1 + len(runners))
-        return {each.name: self._lap(each, found) for each in runners}
+        return {each.name: tuple(measurement.speed(each.name).speed for measurement in found) for each in runners}
 
-    def _lap(self, runner: Runner, found: Sequence[Measurement]) -> Lap:
-        speed = tuple(measurement.speed(runner.name).speed for measurement in found)
-        if runner.parent is None:
-            return Lap(speed)
-        pairs = [
-            compare((each.timing(runner.parent), each.timing(runner.name)), each.canary)[0].speed for each in found
-        ]
-        return Lap(speed, self._task.mean_speed(pairs))
-
-    def _room(self, leaders: int) -> int:
-        """Return how many models may be added to a heat beside the original and the leaders."""
+    def _room(self) -> int:
+        """Return how many models may be in a heat beside what they are compared with."""
         each = max(1.0, _GROWN * file_bytes(self._original.model))
-        return max(1, int(_MEMORY_SHARE * psutil.virtual_memory().available / each) - 1 - leaders)
+        return max(1, int(_MEMORY_SHARE * psutil.virtual_memory().available / each) - 1)
 
 
 def side_by_side(
@@ -147,7 +140,7 @@ def side_by_side(
     Args:
         task: Shapes, provider, threads and cache.
         kind: The name of the stage.
-        original: The first subject.
+        original: The first subject, where the task's original runs.
         rungs: The others.
         digests: Of the models of all, in order; what identifies a rung that is none.
         effort: How much to measure at each shape.
@@ -156,7 +149,7 @@ def side_by_side(
     Raises:
         MeasurementError: A model could not be run; its name is the error's ``where``.
     """
-    rungs = [Rung(task.original_name, original), *rungs]
+    rungs = [Rung(task.original_name, original, provider=task.home), *rungs]
 
     def make(folder: Path) -> tuple[Measurement, ...]:
         done: list[Measurement] = []
@@ -173,6 +166,7 @@ def side_by_side(
         "dims": [dict(dims) for dims in task.dims],
         "samples": task.samples_digest,
         "provider": task.provider,
+        "home": task.home,
         "threads": task.threads,
         "effort": str(effort),
     }
@@ -190,6 +184,8 @@ def write_feeds(task: Task, model: Path, shape: int, folder: Path) -> list[Path]
 
 def _subject(task: Task, rung: Rung, feeds: Sequence[Path]) -> Subject:
     if rung.subject is not None:
-        return replace(rung.subject, name=rung.name, arguments={**rung.subject.arguments, "feeds": str(feeds[0])})
+        files = [str(path) for path in feeds]
+        arguments = {**rung.subject.arguments, "feeds": files if len(files) > 1 else files[0]}
+        return replace(rung.subject, name=rung.name, arguments=arguments)
     assert rung.model is not None, "a rung has a model or a subject"
     return plain_subject(rung.name, rung.model, feeds, rung.provider or task.provider, task.threads)

@@ -1,57 +1,34 @@
 """The search: explore the forms, confirm the fastest in fresh processes, certify it.
 
-Decisions fall on the select part of the data; the certify part is looked at once, for the leader alone. Every step is a
-stage of the cache: a search that was interrupted goes on where it stopped, and one that ended is not made again.
+Decisions fall on the select part of the data; the certify part decides over one form alone
+(`onnx_lathe.converter.compile.confirm`). Every step is a stage of the cache: a search that was interrupted goes on
+where it stopped, and one that ended is not made again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from onnx_lathe.benchmarks.evaluation import Evaluation
 from onnx_lathe.benchmarks.limits import ModelRoofline
-from onnx_lathe.benchmarks.measure import FINAL
 from onnx_lathe.benchmarks.peaks import measure_peaks
-from onnx_lathe.benchmarks.result import Certificate, Comparison, Measurement
-from onnx_lathe.benchmarks.verdict import EQUAL
 from onnx_lathe.converter.compile.arena import arena, random_answer
-from onnx_lathe.converter.compile.build import build
-from onnx_lathe.converter.compile.certify import Judge, judged
 from onnx_lathe.converter.compile.clock import Clock
-from onnx_lathe.converter.compile.explore import LEAST_STEP, Explored, Explorer, gain
-from onnx_lathe.converter.compile.front import pick
-from onnx_lathe.converter.compile.race import side_by_side
-from onnx_lathe.converter.compile.task import Found, Rung, Task, Tried
+from onnx_lathe.converter.compile.confirm import Look, confirm, made, speed_text
+from onnx_lathe.converter.compile.explore import WHOLE_SHARE, Explored, Explorer
+from onnx_lathe.converter.compile.record import gain
+from onnx_lathe.converter.compile.task import Found, Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.roofline import roofline
 from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.converter.workload import batches_to_time
-from onnx_lathe.runtime.errors import MeasurementError
 
 _CODE = ("onnx_lathe.passes", "onnx_lathe.runtime", "onnx_lathe.benchmarks", "onnx_lathe.converter")
 _ROOFLINE_CODE = ("onnx_lathe.benchmarks", "onnx_lathe.converter.roofline", "onnx_lathe.runtime")
-_FINAL_SHARE = 0.4
-"""Share of the time budget that the final measurement may take."""
-
-
-@dataclass(frozen=True)
-class Final:
-    """What the leader was seen to do in fresh processes and on the certify part.
-
-    Attributes:
-        measurements: At each shape.
-        certificates: By name.
-        evaluation: Of the leader; None where there is no data.
-        refusal: Why it could not even be measured; None where it was.
-    """
-
-    measurements: Sequence[Measurement]
-    certificates: Mapping[str, Certificate]
-    evaluation: Evaluation | None = None
-    refusal: str | None = None
 
 
 def search(task: Task, progress: Progress) -> Found:
@@ -62,29 +39,38 @@ def search(task: Task, progress: Progress) -> Found:
         InputError: The form to pick is none of those that were tried.
     """
     explored = _explored(task, progress)
-    tried = list(explored.tried)
-    leader = _leader(task, explored, progress)
-    final = _final(task, leader, progress)
-    refusal = _final_refusal(task, leader, final)
-    if leader is not None:
-        tried = [leader if item.candidate.name == leader.candidate.name else item for item in tried]
-    tried = [_conclude(task, item, leader, refusal) for item in tried]
-    winner = next((item for item in tried if leader and item.candidate == leader.candidate and not item.refusal), None)
-    why_none = " ".join((refusal or "No candidate was left.", *explored.notes))
-    reason = _praise(task, winner, final) if winner else why_none
-    metric = next((each.metric for each in final.certificates.values()), None)
+    looks = _confirmed(task, explored, progress)
+    shown = _shown(looks)
+    leader = _leader(task, explored, shown.name or next((look.name for look in looks if look.name), None), progress)
+    tried = [_conclude(task, item, leader, looks) for item in explored.tried]
+    leader = leader and replace(
+        leader, refusal=next(look.refusal for look in looks if look.name == leader.candidate.name)
+    )
+    winner = leader if leader and leader.refusal is None else None
+    refusal = next((look.refusal for look in looks if look.refusal), "No candidate keeps its accuracy and is faster.")
     return Found(
         winner,
         leader,
-        reason,
-        tried,
-        metric,
-        final.certificates,
-        final.measurements,
-        final.evaluation,
+        _praise(task, winner, shown) if winner else " ".join((refusal, *explored.notes)),
+        [leader if leader and item.candidate == leader.candidate else item for item in tried],
+        next((each.metric for each in shown.certificates.values()), None),
+        shown.certificates,
+        shown.measurements,
+        shown.evaluation,
         _rooflines(task, leader, progress),
-        explored.notes,
+        (*task.notes, *explored.notes),
     )
+
+
+def _leader(task: Task, explored: Explored, name: str | None, progress: Progress) -> Tried | None:
+    """Return the form that the report is about, with its file."""
+    return next((made(task, item, progress) for item in explored.tried if item.candidate.name == name), None)
+
+
+def _shown(looks: Sequence[Look]) -> Look:
+    """Return the look that the report is about: at what ships, or else at the fastest that could be measured."""
+    ships = next((look for look in looks if look.name and look.refusal is None), None)
+    return ships or next(look for look in looks if look.measurements)
 
 
 def _explored(task: Task, progress: Progress) -> Explored:
@@ -95,12 +81,36 @@ def _explored(task: Task, progress: Progress) -> Explored:
         del folder
         if doubt := random_answer(task):
             return Explored((), notes=(doubt,))
+        began = time.monotonic()
         where = arena(task)
         found = Explorer(task, where.model, clock, progress).run()
-        return replace(found, notes=(*found.notes, *where.notes))
+        return replace(found, notes=(*found.notes, *where.notes), seconds=time.monotonic() - began)
 
-    parts = task.parts
+    return task.cache.stage("search", task.original_name, _depends(task), _CODE, make, Explored).value
+
+
+def _confirmed(task: Task, explored: Explored, progress: Progress) -> tuple[Look, ...]:
+    """Return what the confirmation finds, or what it found before, within the time that exploring has left."""
+
+    def make(folder: Path) -> tuple[Look, ...]:
+        del folder
+        left = task.time_budget - min(explored.seconds, WHOLE_SHARE * task.time_budget)
+        return confirm(task, explored, left, progress)
+
     depends = {
+        "search": _depends(task),
+        "certify": task.parts.certify.digest() if task.parts else None,
+        "rungs": [[each.name, model_digest(each.model) if each.model else str(each.subject)] for each in task.rungs],
+        "pick": task.pick,
+        "finalists": list(explored.finalists),
+        "seconds": explored.seconds,
+    }
+    return task.cache.stage("confirm", task.original_name, depends, _CODE, make, tuple[Look, ...]).value
+
+
+def _depends(task: Task) -> dict[str, Any]:
+    parts = task.parts
+    return {
         "original": model_digest(task.original),
         "candidates": [[each.name, model_digest(each.base), each.passes] for each in task.candidates],
         "axes": [str(axis) for axis in task.axes],
@@ -112,56 +122,10 @@ def _explored(task: Task, progress: Progress) -> Explored:
         "dims": [dict(dims) for dims in task.dims],
         "weights": list(task.weights),
         "provider": task.provider,
+        "home": task.home,
         "threads": task.threads,
         "time_budget": task.time_budget,
     }
-    return task.cache.stage("search", task.original_name, depends, _CODE, make, Explored).value
-
-
-def _leader(task: Task, explored: Explored, progress: Progress) -> Tried | None:
-    """Return the form to confirm, made whole, even where the cache has dropped it since."""
-    name = next(iter(explored.finalists), None) if task.pick is None else pick(task, explored.tried)
-    if name is None:
-        return None
-    tried = next(item for item in explored.tried if item.candidate.name == name)
-    if tried.model is not None and tried.model.is_file():
-        return tried
-    built = build(task, tried.candidate, progress)
-    return replace(tried, model=built.model, applied=built.applied, refusal=built.refusal)
-
-
-def _final(task: Task, leader: Tried | None, progress: Progress) -> Final:
-    """Measure and certify the original, the rungs and the leader."""
-    rungs = list(task.rungs)
-    if leader is not None and leader.model and leader.candidate.name not in {rung.name for rung in rungs}:
-        rungs.append(Rung(leader.candidate.name, leader.model))
-    try:
-        measurements = _measure(task, rungs, progress)
-    except MeasurementError as error:
-        if leader is None or error.where != leader.candidate.name or rungs == list(task.rungs):
-            raise
-        return replace(_final(task, None, progress), refusal=f"It could not be measured: {error}")
-    if task.parts is None:
-        return Final(measurements, {})
-    judge = Judge(task.original, task.parts.certify, task.metric, task.max_drop, task.provider, task.threads)
-    certificates: dict[str, Certificate] = {}
-    evaluation = None
-    for rung in (Rung(task.original_name, task.original), *rungs):
-        if rung.model is None:
-            continue
-        beyond = leader is not None and rung.name == leader.candidate.name
-        found = judged(task, judge, rung.name, rung.model, progress, beyond=beyond)
-        certificates[rung.name] = found.certificate
-        evaluation = found.evaluation or evaluation
-    return Final(measurements, certificates, evaluation)
-
-
-def _measure(task: Task, rungs: Sequence[Rung], progress: Progress) -> Sequence[Measurement]:
-    budget = task.time_budget * _FINAL_SHARE / len(task.dims)
-    effort = replace(FINAL, time_budget=min(budget, FINAL.time_budget), most_time=min(budget, FINAL.most_time))
-    digests = [model_digest(rung.model) if rung.model else str(rung.subject) for rung in rungs]
-    digests = [model_digest(task.original), *digests]
-    return side_by_side(task, "measure", task.original, rungs, digests, effort, progress)
 
 
 def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence[ModelRoofline]:
@@ -191,46 +155,15 @@ def _rooflines(task: Task, leader: Tried | None, progress: Progress) -> Sequence
     return task.cache.stage("roofline", name, depends, _ROOFLINE_CODE, make, tuple[ModelRoofline, ...]).value
 
 
-def _final_refusal(task: Task, leader: Tried | None, final: Final) -> str | None:
-    """Return why the leader is not shipped after all; None where it is."""
-    if leader is None:
-        return "No candidate keeps its accuracy and is faster."
-    if leader.model is None or final.refusal:
-        return final.refusal or leader.refusal
-    name = leader.candidate.name
-    if task.pick is not None:
-        return None
-    comparisons = [measurement.speed(name) for measurement in final.measurements]
-    for dims, comparison in zip(task.dims, comparisons, strict=True):
-        doubtful = comparison.verdict == "inconclusive" and comparison.speed.low < 1.0 - EQUAL
-        if comparison.verdict == "slower" or doubtful:
-            return (
-                f"In fresh processes at {task.shape_name(dims)} it may be slower: {_speed(comparison)}, "
-                f"{comparison.reason}."
-            )
-    mean = task.mean_speed([comparison.speed for comparison in comparisons])
-    if mean.low < LEAST_STEP or all(comparison.verdict != "faster" for comparison in comparisons):
-        where = "; ".join(
-            f"at {task.shape_name(dims)} {_speed(comparison)}, {comparison.reason}"
-            for dims, comparison in zip(task.dims, comparisons, strict=True)
-        )
-        return f"In fresh processes it is not faster beyond noise: {where}."
-    certificate = final.certificates.get(name)
-    if certificate is not None and certificate.drop > task.max_drop:
-        return (
-            f"On the certify part it loses {100 * certificate.drop:.2f} points of {certificate.metric}; "
-            f"{100 * task.max_drop:g} are allowed."
-        )
-    return None
-
-
-def _conclude(task: Task, item: Tried, leader: Tried | None, refusal: str | None) -> Tried:
-    if leader is not None and item.candidate == leader.candidate:
-        return replace(item, refusal=refusal)
+def _conclude(task: Task, item: Tried, leader: Tried | None, looks: Sequence[Look]) -> Tried:
+    """Return a form with the reason why it does not ship, where it was not refused before."""
     if item.refusal is not None:
         return item
+    looked = next((look for look in looks if look.name == item.candidate.name), None)
+    if looked is not None:
+        return replace(item, refusal=looked.refusal)
     if leader is None:
-        return replace(item, refusal=refusal)
+        return replace(item, refusal="No candidate keeps its accuracy and is faster.")
     if task.pick is not None:
         return replace(item, refusal=f"{leader.candidate.name} was picked.")
     return replace(
@@ -240,13 +173,13 @@ def _conclude(task: Task, item: Tried, leader: Tried | None, refusal: str | None
     )
 
 
-def _praise(task: Task, winner: Tried, final: Final) -> str:
+def _praise(task: Task, winner: Tried, look: Look) -> str:
     name = winner.candidate.name
     speeds = ", ".join(
-        f"{_speed(measurement.speed(name))} at {task.shape_name(dims)}"
-        for dims, measurement in zip(task.dims, final.measurements, strict=True)
+        f"{speed_text(measurement.speed(name))} at {task.shape_name(dims)}"
+        for dims, measurement in zip(task.dims, look.measurements, strict=True)
     )
-    certificate = final.certificates.get(name)
+    certificate = look.certificates.get(name)
     judged = "accuracy was not judged (no data), the rewrite is exact"
     if certificate is not None:
         state = "certified" if certificate.certified else "not certified"
@@ -256,8 +189,3 @@ def _praise(task: Task, winner: Tried, final: Final) -> str:
         )
     picked = "; picked by hand" if task.pick is not None else ""
     return f"{name}: {speeds}; {judged}{picked}."
-
-
-def _speed(comparison: Comparison) -> str:
-    speed = comparison.speed
-    return f"{speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}] the speed of {comparison.against}"

@@ -45,10 +45,22 @@ _ALL = (
 AXES = tuple(axis.among(registry.PASSES) for axis in _ALL)
 """In the order in which their passes are applied: what matches plain attention stands before what fuses it."""
 
-VISITED = ("skips", "attention", "tokens", "slices", "rotary", "normalizations", REPAIR)
+VISITED = ("attention", "skips", "tokens", "slices", "rotary", "normalizations")
 """The axes that are tried on the best forms, what gains most where it gains at all first."""
 
-_INTEGER_PASSES = ("quantize-static", "quantize-dynamic")
+_UNFIT = {
+    "cuda": (
+        ("quantize-static", "quantize-dynamic"),
+        "CUDA: that provider has no INT8 kernels, runs what is rounded in float with a copy before and after it, or "
+        "leaves it to the CPU. There quantize-weights, or a model in float16, is faster.",
+    ),
+    "openvino": (
+        ("quantize-dynamic",),
+        "OpenVINO: that provider computes MatMulInteger in float, with the rounding before it. There quantize-static "
+        "runs in integers.",
+    ),
+}
+"""By provider: passes that it gains nothing from, and why."""
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -60,7 +72,7 @@ def first_forms(model: Path, with_data: bool, provider: str = "cpu", axes: Seque
     """
     cleaned = {axis.name: axis.exact[0] for axis in axes if axis.name in (CLEANUP, PREPARED) and axis.exact}
     forms = [compose(model, axes, cleaned)]
-    halves = (tensor.data_type in _HALVES for tensor in loading.tensors(loading.read_graph(model)))
+    halves = (tensor.data_type in _HALVES for tensor in loading.tensors(loading.read_skeleton(model)))
     if with_data and providers.user_name(provider) == "cpu" and any(halves):
         cleaned = {WIDEN: WIDEN, **cleaned}
         forms.append(compose(model, axes, cleaned))
@@ -69,14 +81,16 @@ def first_forms(model: Path, with_data: bool, provider: str = "cpu", axes: Seque
     return forms
 
 
+def is_exact(candidate: Candidate, original: Path) -> bool:
+    """Say whether a form computes what the original does by the passes that make it, each checked as it was applied."""
+    exact = {registry.spell(request) for axis in _ALL for passes in axis.exact for request in registry.parse(passes)}
+    requests = registry.parse(candidate.passes) if candidate.passes else ()
+    return candidate.base == original and all(registry.spell(request) in exact for request in requests)
+
+
 def unfit(candidate: Candidate, provider: str) -> str | None:
     """Return why a form is not worth making for ``provider``; None where it is."""
-    if providers.user_name(provider) != "cuda" or not candidate.passes:
-        return None
-    found = [request.name for request in registry.parse(candidate.passes) if request.name in _INTEGER_PASSES]
-    if not found:
-        return None
-    return (
-        f"{found[0]} is not for CUDA: that provider has no INT8 kernels, runs what is rounded in float with a copy "
-        "before and after it, or leaves it to the CPU. There quantize-weights, or a model in float16, is faster."
-    )
+    passes, reason = _UNFIT.get(providers.user_name(provider), ((), ""))
+    made_by = registry.parse(candidate.passes) if candidate.passes else ()
+    found = [request.name for request in made_by if request.name in passes]
+    return f"{found[0]} is not for {reason}" if found else None

@@ -18,6 +18,9 @@ from onnx_lathe.converter.workload import Dims, as_they_come
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime.samples import Samples
 
+CPU = "cpu"
+"""The provider that every onnxruntime has, and that runs every model."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -26,7 +29,7 @@ class Parts:
     Attributes:
         calibrate: What quantization and pruning see.
         select: What candidates are chosen on.
-        certify: What the chosen one is judged on, once.
+        certify: What decides over the chosen one, once.
     """
 
     calibrate: Samples
@@ -46,7 +49,8 @@ class Rung:
     Attributes:
         name: How the report calls it.
         model: Its ``.onnx`` file; None for what does not run on onnxruntime.
-        subject: How to start it, where it is not an ``.onnx`` file; its argument ``feeds`` is filled in.
+        subject: How to start it, where it is not an ``.onnx`` file; its argument ``feeds`` is filled in: a file, or a
+            list of several that one call runs in turn.
         provider: Where it runs; None for where the task's models do.
     """
 
@@ -74,11 +78,14 @@ class Task:
         measured: What is run to measure, in its own batches; the select part where there is nothing else.
         provider: Where the models run.
         threads: Threads of a session; None for all allowed cores.
-        time_budget: Seconds that the search may take in all.
+        time_budget: Seconds that the search may take in all: exploring up to `WHOLE_SHARE` of them, and confirming what
+            that leaves; neither cuts short a pass at work, or the three fresh processes of the first form to confirm.
         rungs: What else the final measurement takes in.
         pick: The form to ship whatever is faster; None for the fastest.
         folder: Where what belongs to the output is kept.
         cache_folder: Where what is made and measured is kept; in ``folder`` where none is named.
+        not_at_home: Why ``provider`` does not run the original, whose answers and times are then those of the CPU; None
+            where it does.
     """
 
     original: Path
@@ -99,11 +106,27 @@ class Task:
     measured: Samples | None = None
     pick: str | None = None
     cache_folder: Path | None = None
+    not_at_home: str | None = None
+
+    @property
+    def home(self) -> str:
+        """Where the original runs."""
+        return self.provider if self.not_at_home is None else CPU
 
     @property
     def cache(self) -> Cache:
         """What is made and measured for it."""
         return Cache(self.cache_folder or self.folder / "cache")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of where the models run."""
+        if self.not_at_home is None:
+            return ()
+        return (
+            f"Forms run on {self.provider}; the {self.original_name} does not, and was judged and timed as plain "
+            f"onnxruntime runs it on the CPU. {self.not_at_home}",
+        )
 
     @property
     def samples(self) -> Samples | None:
@@ -149,6 +172,7 @@ class Tried:
         applied: What each pass did, where it was made whole.
         certificate: How it compares with the original on the select part.
         speed: How many times as fast as the original, at each shape, in the screening.
+        whole: Whether that was measured on whole networks; else on two of their blocks.
         against: The form that it differs from along one axis; None for one that the search began with.
         step: How many times as fast as that one, over all shapes.
         seconds: What it took to make it, without what another form made before.
@@ -160,6 +184,7 @@ class Tried:
     applied: Sequence[Applied] = ()
     certificate: Certificate | None = None
     speed: Sequence[Interval] = ()
+    whole: bool = True
     against: str | None = None
     step: Interval | None = None
     seconds: float | None = None
@@ -194,3 +219,8 @@ class Found:
     evaluation: Evaluation | None = None
     rooflines: Sequence[ModelRoofline] = ()
     notes: Sequence[str] = ()
+
+
+def shipped_provider(task: Task, found: Found) -> str:
+    """Return where what ships runs: a form where it was measured, the original where that runs."""
+    return task.provider if found.winner else task.home

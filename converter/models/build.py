@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,14 +87,14 @@ def fold_batchnorm(network: Network) -> Network:
 
 
 def start(
-    options: dict[str, Any], weights: str, feeds: str, threads: int | None, folder: str | None = None
+    options: dict[str, Any], weights: str, feeds: str | Sequence[str], threads: int | None, folder: str | None = None
 ) -> Callable[[], object]:
     """Prepare a network to be measured in torch, eager and at its best: BatchNorm folded, channels last.
 
     Args:
         options: The fields of `NetworkOptions`.
         weights: The file of `onnx_lathe.converter.weights.save_weights`.
-        feeds: An ``.npz`` whose arrays are the inputs of one call.
+        feeds: An ``.npz`` whose arrays are the inputs of one call, or several that one call runs in turn.
         threads: For operators; None for torch's default.
         folder: See `build`.
     """
@@ -103,11 +103,13 @@ def start(
     network = build(NetworkOptions.model_validate(options), seed=0, folder=None if folder is None else Path(folder))
     load_weights(network, Path(weights))
     fold_batchnorm(network).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    inputs = to_tensors(tensors.load_npz(Path(feeds)))
+    files = [feeds] if isinstance(feeds, str) else feeds
+    batches = [to_tensors(tensors.load_npz(Path(file))) for file in files]
 
     @torch.inference_mode()
     def infer() -> object:
-        return network(*inputs)
+        answers = [network(*inputs) for inputs in batches]
+        return answers[0] if isinstance(feeds, str) else answers
 
     return infer
 

@@ -113,6 +113,7 @@ class OptimizeOnnxscript(_Foreign):
     """
 
     name: ClassVar[str] = "optimize-onnxscript"
+    tool: ClassVar[str | None] = "onnxscript"
 
     rules: Literal["onnxruntime", "common"] = "onnxruntime"
 
@@ -143,6 +144,7 @@ class OptimizeOnnxruntime(_Foreign):
     """
 
     name: ClassVar[str] = "optimize-onnxruntime"
+    tool: ClassVar[str | None] = "onnxruntime"
 
     model_type: Literal["bert", "bert_tf", "gpt2", "bart", "t5", "vit", "swin", "clip", "conformer", "phi"] = "bert"
     heads: NonNegativeInt = 0

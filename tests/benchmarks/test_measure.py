@@ -3,6 +3,7 @@
 import gc
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_subjects_take_turns_there_and_back_and_each_round_starts_with_another(t
     turns = ["abccba", "bcaacb", "cabbac"]
     wanted = [name for name, _ in itertools.groupby("abcabc" + "".join(turns + turns))]
     assert seen == wanted
+
+
+def test_what_is_far_slower_than_the_fastest_is_retired_after_three_rounds():
+    subjects = [sleeper("slow", 0.02), sleeper("fast", 0.001), sleeper("near", 0.0012)]
+    found = measure(subjects, replace(QUICK, retire=2.0))
+    assert [len(timing.blocks[0]) for timing in found.timings] == [6, 12, 12]
+    assert all(comparison.verdict == "faster" for comparison in found.comparisons)
+    assert [len(timing.blocks[0]) for timing in measure(subjects, QUICK).timings] == [12, 12, 12]
 
 
 def test_each_process_is_a_fresh_one_and_the_budget_leaves_three(tmp_path: Path):

@@ -156,6 +156,7 @@ def test_the_fastest_of_several_providers_is_recorded(
     monkeypatch.setattr(module, "_providers", lambda asked: list(asked))
     monkeypatch.setattr(race_module, "measure", measuring(Everything()))
     monkeypatch.setattr(search_module, "measure_peaks", lambda threads: PEAKS)
+    monkeypatch.setattr(module, "at_home", lambda task: task)
     search = search_module.search
     monkeypatch.setattr(module, "search", lambda task, progress: search(replace(task, provider="cpu"), progress))
     made = compile(original, tmp_path / "bundle", provider=["cpu", "other"], threads=1)

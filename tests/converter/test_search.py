@@ -195,6 +195,13 @@ def test_integers_are_not_tried_on_cuda(original: Path) -> None:
     assert unfit(Candidate("c", original, "cleanup,quantize-static"), "cpu") is None
 
 
+def test_dynamic_integers_are_not_tried_on_openvino(original: Path) -> None:
+    reason = unfit(Candidate("a", original, "cleanup,quantize-dynamic"), "OpenVINOExecutionProvider")
+    assert reason is not None
+    assert reason.startswith("quantize-dynamic is not for OpenVINO: that provider computes MatMulInteger in float")
+    assert unfit(Candidate("b", original, "cleanup,quantize-static"), "openvino") is None
+
+
 def test_a_half_model_is_also_widened_on_a_cpu_and_with_data(tmp_path: Path) -> None:
     half = graphs.save(graphs.build(graphs.HALF), tmp_path / "half.onnx")
     full = graphs.save(graphs.build(graphs.CONV_CHAIN), tmp_path / "full.onnx")

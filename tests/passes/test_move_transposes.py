@@ -102,6 +102,17 @@ def test_what_would_save_nothing_stays(body: str, tmp_path: Path) -> None:
         MoveTransposes().plan(model, None, None)
 
 
+def test_an_old_softmax_holds_a_transpose_back(tmp_path: Path) -> None:
+    text = """<ir_version: 7, opset_import: ["" : {opset}]>
+    chain (float[6, 6] x) => (float[6, 6] y)
+    {{ t = Transpose <perm = [1, 0]> (x) s = Softmax <axis = 1> (t) y = Transpose <perm = [1, 0]> (s) }}"""
+    old, new = (graphs.save(graphs.build(text.format(opset=opset)), tmp_path / f"{opset}.onnx") for opset in (12, 13))
+    apply(new, [MoveTransposes()], tmp_path / "t.onnx")
+    assert operators(tmp_path / "t.onnx") == ["Softmax", "Identity"]
+    with pytest.raises(UnsupportedModelError, match="move-transposes: got no Transpose or Reshape that could be saved"):
+        MoveTransposes().plan(files.load(old), None, None)
+
+
 def test_a_second_application_changes_nothing(tmp_path: Path) -> None:
     model = files.load(graphs.save(graphs.build(PIXELS_LAST), tmp_path / "m.onnx"))
     edit = MoveTransposes().plan(model, None, None)

@@ -111,6 +111,27 @@ def test_a_softmax_over_the_selected_axis_needs_all(tmp_path: Path) -> None:
         both(text, tmp_path)
 
 
+@pytest.mark.parametrize(("opset", "moves"), [(20, True), (12, False)])
+def test_an_old_softmax_runs_over_all_axes_behind_its_own(opset: int, moves: bool, tmp_path: Path) -> None:
+    text = f"""<ir_version: 7, opset_import: ["" : {opset}]>
+    mixed (float[2, 6, 8] x) => (float[2, 4] y)
+    <float[8, 4] w, int64 position = {{2}}>
+    {{
+      m = MatMul (x, w)
+      p = Softmax <axis = 0> (m)
+      y = Gather <axis = 1> (p, position)
+    }}
+    """
+    if not moves:
+        with pytest.raises(UnsupportedModelError, match="whose other positions nothing else reads"):
+            both(text, tmp_path)
+        return
+    source, target = both(text, tmp_path)
+    assert sum(each.macs or 0 for each in read_facts(target).nodes) < sum(
+        each.macs or 0 for each in read_facts(source).nodes
+    )
+
+
 def test_gated_parts_and_rotated_queries_follow(tmp_path: Path) -> None:
     text = """
     gated (float[batch, seq, 8] x) => (float[batch, 8] y)

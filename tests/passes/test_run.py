@@ -87,6 +87,9 @@ def test_a_wrong_edit_is_caught_and_nothing_written(
     ):
         apply(source, [Spoil()], output)
     assert list(output.parent.iterdir()) == []
+    monkeypatch.setattr(Spoil, "tool", "onnxscript")
+    with pytest.raises(OracleError, match="defect of the pass spoil, which runs the optimizer of onnxscript: please"):
+        apply(source, [Spoil()], output)
 
 
 def test_a_refusal_ends_the_run_and_keeps_what_was_there(source: Path, tmp_path: Path) -> None:

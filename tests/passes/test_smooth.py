@@ -97,7 +97,7 @@ def test_outlying_channels_come_down_and_rounding_loses_less(tmp_path: Path):
     target, _ = repairs.repair(path, Smooth(), data)
     before, after = (np.abs(normalized(file, data)).max(axis=0) for file in (path, target))
     assert before.max() / np.median(before) > 5 * after.max() / np.median(after)
-    noise = [repairs.noise_db(path, file, QuantizeStatic(), data) for file in (path, target)]
+    noise = [repairs.noise_db(path, file, QuantizeStatic(weight_bits=8), data) for file in (path, target)]
     assert noise[1] > noise[0] + 6.0
 
 
@@ -143,7 +143,7 @@ def test_a_normalization_that_the_skip_connection_reads_gets_one_mul_before_its_
     count = repairs.operators(path).count("Mul")
     assert repairs.operators(target).count("Mul") == count + 2
     np.testing.assert_array_equal(repairs.read(target, "n2", 1), repairs.read(path, "n2", 1))
-    noise = [repairs.noise_db(path, file, QuantizeStatic(), data) for file in (path, target)]
+    noise = [repairs.noise_db(path, file, QuantizeStatic(weight_bits=8), data) for file in (path, target)]
     assert noise[1] > noise[0] + 1.0
 
 
@@ -169,7 +169,7 @@ def test_a_search_finds_a_lower_error_in_its_grid_or_leaves_alone(tmp_path: Path
     assert isinstance(edit, Rescaled)
     chosen = {step.maker: step.alpha for step in edit.steps}
     assert chosen["h"] in GRID
-    noise = [repairs.noise_db(path, file, QuantizeStatic(), data) for file in (path, target)]
+    noise = [repairs.noise_db(path, file, QuantizeStatic(weight_bits=8), data) for file in (path, target)]
     assert noise[1] > noise[0] + 6.0
 
 

@@ -12,7 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe.runtime.errors import ExternalDataError, InputError, ModelFileError
 from onnx_lathe.runtime.facts import read_facts
-from onnx_lathe.runtime.loading import check_model_file, constants, external_files, make_inline, read_graph
+from onnx_lathe.runtime.loading import (
+    check_model_file,
+    constants,
+    external_files,
+    make_inline,
+    read_graph,
+    read_skeleton,
+)
 from onnx_lathe.runtime.tensors import random_feeds
 from tests.graphs import LINEAR, parse, write
 
@@ -45,6 +52,25 @@ def test_a_sound_model_passes_and_its_graph_comes_without_the_weights_beside_it(
     make_inline(path, tensor)
     np.testing.assert_array_equal(numpy_helper.to_array(tensor), WEIGHTS)
     assert external_files(write(tmp_path / "inline.onnx", LINEAR)) == ()
+
+
+def test_a_skeleton_is_read_once_until_the_model_or_its_weights_change(tmp_path: Path) -> None:
+    large = helper.make_tensor("large", TensorProto.FLOAT, [400], np.arange(400, dtype=np.float32).tobytes(), raw=True)
+    model = external_model(tmp_path)
+    graph = onnx.load(model, load_external_data=False)
+    graph.graph.initializer.append(large)
+    onnx.save(graph, model)
+    first = read_skeleton(model)
+    assert [list(tensor.dims) for tensor in first.graph.initializer] == [[3, 4], [400]]
+    assert not first.graph.initializer[1].raw_data
+    assert read_skeleton(model) is first
+    assert len(read_graph(model).graph.initializer[1].raw_data) == 1600
+    (model.parent / "w.data").write_bytes(bytes(10))
+    with pytest.raises(ExternalDataError, match=r"tensor 'w'"):
+        read_skeleton(model)
+    (model.parent / "w.data").unlink()
+    with pytest.raises(ExternalDataError, match=r"tensor 'w'"):
+        check_model_file(model)
 
 
 def test_offset_and_length_may_be_left_out(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_each_verdict_is_taken_once_with_the_models_in_turn(monkeypatch: pytest.
         return ENTRY
 
     monkeypatch.setattr(verdicts, "take", once)
+    monkeypatch.setattr(verdicts, "await_quiet", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         run(models, file, KINDS)
     first, taken[:] = [*taken], []
@@ -92,7 +93,16 @@ def test_a_verdict_that_was_disturbed_is_kept_and_taken_again(monkeypatch: pytes
         (0, False),
         (1, False),
     ]
-    assert waited == [1, 2]
+    assert waited == [0, 1, 2, 3]
+
+
+def test_a_verdict_waits_until_a_fixed_kernel_takes_the_same_time_again_and_again(monkeypatch: pytest.MonkeyPatch):
+    jumping, steady = [0.01, 0.01, 0.015], [0.01, 0.0102, 0.0104]
+    songs = iter([steady, steady, jumping, steady, steady, steady, jumping])
+    monkeypatch.setattr(verdicts, "_sing", lambda seconds: next(songs))
+    monkeypatch.setattr(verdicts, "strangers_seconds", lambda: 0.0)
+    verdicts.await_quiet()
+    assert list(songs) == [jumping]
 
 
 def test_the_work_of_own_processes_is_not_that_of_strangers():
@@ -123,7 +133,7 @@ def test_the_table_counts_the_verdicts_of_each_kind_and_of_the_rivals():
     assert "| pytest-benchmark mean:5% | 0 / it has none | 1 / it has none |" in lines
     assert "| asv factor 1.1 | 0 / 0 | 0 / 0 |" in lines
     assert "| asv factor 1.02 | 0 / 0 | 1 / 0 |" in lines
-    assert "Disturbed by other processes, and taken again: 1 (slower 1)." in lines
+    assert "Disturbed, and taken again: 1 (slower 1)." in lines
     assert "none yet" not in "\n".join(lines)
 
 

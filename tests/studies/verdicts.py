@@ -1,8 +1,10 @@
 """Real verdicts of known truth: a model against itself, on an idle and a busy machine, and against a slowed copy.
 
-Each verdict is a line of a file of its own; what is there already is not done again. One during which strangers used
-the machine is kept, but marked as disturbed, and taken again: its truth is not known. Beside some of them stands what
-the rivals (`tests.studies.rivals`) see in the same minute.
+Each verdict is a line of a file of its own; what is there already is not done again. None is begun before the machine
+is quiet: other processes leave it alone, and a fixed kernel takes the same time again and again, which it does not
+where other guests of the host want its cores. One during which strangers used the machine is kept, but marked as
+disturbed, and taken again: its truth is not known. Beside some of them stands what the rivals (`tests.studies.rivals`)
+see in the same minute.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ RIVALS = 30
 
 QUIET = 0.1
 """Cores that processes other than the study's may use on average, the share stolen by the host included."""
+STEADY = 1.1
+"""What the slow songs of the canary (their ninth decile) may take, in medians, for the machine to be steady."""
 _PATIENCE = 1800.0
 """Seconds to wait for the machine to become quiet, before a verdict is taken all the same."""
 _BUSY = "import numpy as np\na = np.ones((64, 64), np.float32)\nwhile True: a @ a"
@@ -84,12 +88,12 @@ def run(models: Sequence[Path], file: Path, kinds: Sequence[Kind] = KINDS) -> No
             if (kind.name, index) in done:
                 continue
             while True:
+                await_quiet()
                 entry = take(kind, index, model, feeds[model])
                 with file.open("a") as stream:
                     stream.write(json.dumps({"kind": kind.name, "index": index, "model": model.stem, **entry}) + "\n")
                 if not entry["disturbed"]:
                     break
-                await_quiet()
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -145,9 +149,16 @@ def await_quiet() -> None:
     """Wait until others leave the machine alone for three seconds in a row, but not forever."""
     began, quiet = time.monotonic(), 0
     while quiet < 3 and time.monotonic() - began < _PATIENCE:
-        before = strangers_seconds()
-        time.sleep(1.0)
-        quiet = quiet + 1 if strangers_seconds() - before <= QUIET else 0
+        before, songs = strangers_seconds(), _sing(1.0)
+        alone = strangers_seconds() - before <= QUIET
+        quiet = quiet + 1 if alone and np.quantile(songs, 0.9) <= STEADY * np.median(songs) else 0
+
+
+def _sing(seconds: float) -> list[float]:
+    began, songs = time.monotonic(), [canary.sing()]
+    while time.monotonic() - began < seconds:
+        songs.append(canary.sing())
+    return songs
 
 
 @contextmanager
@@ -187,9 +198,7 @@ def table(entries: Sequence[Mapping[str, Any]], kinds: Sequence[Kind] = KINDS) -
         seconds = max(entry["seconds"] for entry in chosen)
         lines.append(f"| {kind.name} | " + " | ".join(map(str, figures)) + f" | {seconds} at most |")
     counted = ", ".join(f"{verdict} {count}" for verdict, count in sorted(disturbed.items()))
-    note = f"Disturbed by other processes, and taken again: {disturbed.total()}" + (
-        f" ({counted})." if counted else "."
-    )
+    note = f"Disturbed, and taken again: {disturbed.total()}" + (f" ({counted})." if counted else ".")
     return "\n".join([*lines, "", note, "", *_rivals(entries, kinds)])
 
 
