@@ -42,7 +42,7 @@ def compile_(
     threads: Threads = None,
     time_budget: Annotated[
         float, typer.Option(min=1.0, help="Seconds that making, judging and measuring forms may take.")
-    ] = 170.0,
+    ] = 150.0,
     seed: Annotated[int, typer.Option(min=0, help="Cuts the data.")] = 0,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every form that was tried, and why it lost.")

@@ -31,7 +31,7 @@ from onnx_lathe.runtime.bundle import SessionOptions, check_replaceable, model_f
 from onnx_lathe.runtime.errors import InputError, LatheError
 from onnx_lathe.runtime.samples import Samples
 
-TIME_BUDGET = 170.0
+TIME_BUDGET = 150.0
 """Seconds of a search: a network of twenty million parameters is compiled for one shape within three minutes."""
 SHARES = {"calibrate": 0.2, "select": 0.4, "certify": 0.4}
 """How data is cut where one file serves everything."""

@@ -28,8 +28,9 @@ from onnx_lathe.converter.stages import model_digest
 FIRST_SHARE, VARIED_SHARE, MEASURED_SHARE, WHOLE_SHARE = 0.2, 0.45, 0.55, 0.8
 """Of the time budget that is spent when the first forms are made, when the axes were gone through, when what they gave
 was measured in every precision, and when what may ship was made whole and judged; the rest is for the confirmation."""
-LEAST_STEP = 1.01
-"""What a step must gain at least, by its interval: less is noise."""
+LEAST_STEP, LIKELY_STEP = 1.01, 1.05
+"""What a step must gain at least, by its interval or, on a machine too noisy for that, by its estimate: what ships is
+confirmed against the original, so that a step kept in error costs some speed and no promise."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Explorer:
         tried = self._record.tried
         gains = {name: step for name in steps if (step := tried[name].step) is not None}
         for name, step in gains.items():
-            if step.low < LEAST_STEP:
+            if step.low < LEAST_STEP and step.value < LIKELY_STEP:
                 self._record.refuse(name, f"It is {step.value:.2f}x as fast as {line}: no gain beyond noise.")
         for name in sorted(gains, key=lambda name: gains[name].value, reverse=True):
             exact = tried[name].candidate.chosen.get(axis.name, "") not in axis.lossy

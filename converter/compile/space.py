@@ -45,7 +45,7 @@ _ALL = (
 AXES = tuple(axis.among(registry.PASSES) for axis in _ALL)
 """In the order in which their passes are applied: what matches plain attention stands before what fuses it."""
 
-VISITED = ("attention", "skips", "tokens", "slices", "rotary", "normalizations")
+VISITED = ("attention", "tokens", "slices", "rotary", "normalizations", "skips")
 """The axes that are tried on the best forms, what gains most where it gains at all first."""
 
 _UNFIT = {
