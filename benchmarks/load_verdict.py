@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_lathe.benchmarks.measure import LEAST_ROUNDS
 from onnx_lathe.benchmarks.queueing import QUANTILES, Responses
 from onnx_lathe.benchmarks.result import Comparison, Timing
 from onnx_lathe.benchmarks.stats import least_samples, percentile
 from onnx_lathe.benchmarks.verdict import compare_all
+
+LEAST_RUNS = 6
+"""Of the reference under pairs of equal arrivals: signed ranks give fewer no interval."""
 
 Contest = tuple[Sequence[Timing], Sequence[float]]
 """What `compare_all` judges: the timings of one interleaved run, and its canary."""
@@ -46,7 +48,7 @@ def contests(subjects: Sequence[Responses], canary: Sequence[float]) -> list[tup
     """
     able = [each for each in subjects if not each.overloaded]
     first = subjects[0]
-    if first.overloaded or len(able) < 2 or len(_by_arrivals(first)) < LEAST_ROUNDS:
+    if first.overloaded or len(able) < 2 or len(_by_arrivals(first)) < LEAST_RUNS:
         return []
     quantiles = compared_quantiles(len(first.runs[0].arrivals))
     return [(quantile, ([_timing(each, quantile) for each in able], canary)) for quantile in quantiles]

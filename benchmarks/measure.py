@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,10 +32,8 @@ PATIENCE = 5
 """A disturbed block is cut off at so many times its length."""
 LEAST_PROCESSES = 3
 """With fewer, no interval over processes is worth having."""
-RETIRE_ROUNDS = 3
-"""Six pairs: the least that give an interval by signed ranks."""
-LEAST_ROUNDS = 6
-"""Over all processes: 12 blocks give a median its interval, 6 rounds the reference's noise against itself."""
+LEAST_ROUNDS = RETIRE_ROUNDS = 3
+"""Over all processes: six pairs are the least that give an interval by signed ranks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Effort:
 
     Attributes:
         processes: Fresh workers of each subject, one after the other; fewer (but 3) where the time budget ends.
-        rounds: Rounds in each process at least, two blocks of each subject in a round; at least 6 over all processes.
+        rounds: Rounds in each process at least, two blocks of each subject in a round; at least 3 over all processes.
         block_seconds: Length of a block: as many calls as fit when warm, at least one and at most 2,000.
         time_budget: Seconds: each process has its share of them to fill with rounds, and no more processes than 3 are
             begun after them.
@@ -53,6 +51,8 @@ class Effort:
             fresh processes are then measured, and the verdict is given once more, over all. 0.0 for no second look.
         retire: A subject that after `RETIRE_ROUNDS` rounds of a process takes over so many times what the fastest one
             takes is measured no further in it; 0.0 measures all to the end.
+        apart: Whether only one subject lives at a time, for what does not fit the memory side by side. Pairs are then
+            as far apart as a worker takes to start, and what changes meanwhile widens the interval over processes.
         timeout: Seconds that one step of a worker (importing, preparing, warming up, a block) may take.
 
     Raises:
@@ -67,6 +67,7 @@ class Effort:
     most_rounds: int = 0
     most_time: float = 0.0
     retire: float = 0.0
+    apart: bool = False
 
     @property
     def looks(self) -> tuple[tuple[int, float], ...]:
@@ -171,7 +172,8 @@ def measure(subjects: Sequence[Subject], effort: Effort, on_progress: OnProgress
         while number < most and not (number >= LEAST_PROCESSES and _ends(number, began) > budget):
             turn = number % len(subjects)
             order = [*subjects[turn:], *subjects[:turn]]
-            rounds = _run_process(order, effort, rounds, records, songs, _within(on_progress, number, most))
+            run = _run_apart if effort.apart else _run_process
+            rounds = run(order, effort, rounds, records, songs, _within(on_progress, number, most))
             number += 1
         timings = tuple(records[subject.name].timing(subject.name) for subject in subjects)
         comparisons = compare(timings, songs)
@@ -209,6 +211,29 @@ def check_subjects(subjects: Sequence[Subject]) -> None:
 def _within(on_progress: OnProgress, number: int, most: int) -> OnProgress:
     """Return what reports the progress within one process."""
     return lambda what, share: on_progress(f"process {number + 1} of up to {most}: {what}", (number + share) / most)
+
+
+def _run_apart(
+    subjects: Sequence[Subject],
+    effort: Effort,
+    rounds: int | None,
+    records: Mapping[str, _Record],
+    songs: list[float],
+    on_progress: OnProgress,
+) -> int:
+    """Do what `_run_process` does with one worker at a time; all do as many rounds as the first."""
+    count = len(subjects)
+    alone = replace(effort, time_budget=effort.time_budget / count)
+    done = rounds
+    for number, subject in enumerate(subjects):
+        done = _run_process([subject], alone, done, records, songs, _part(on_progress, number, count))
+    assert done is not None, "there is a subject"
+    return done
+
+
+def _part(on_progress: OnProgress, number: int, count: int) -> OnProgress:
+    """Return what reports the progress of one of ``count`` equal parts."""
+    return lambda what, share: on_progress(what, (number + share) / count)
 
 
 def _run_process(

@@ -25,10 +25,10 @@ from onnx_lathe.converter.compile.whole import Whole
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
 
-FIRST_SHARE, VARIED_SHARE, MEASURED_SHARE, WHOLE_SHARE = 0.2, 0.45, 0.55, 0.8
+FIRST_SHARE, VARIED_SHARE, MEASURED_SHARE, WHOLE_SHARE = 0.2, 0.4, 0.5, 0.7
 """Of the time budget that is spent when the first forms are made, when the axes were gone through, when what they gave
 was measured in every precision, and when what may ship was made whole and judged; the rest is for the confirmation."""
-LEAST_STEP, LIKELY_STEP = 1.01, 1.05
+LEAST_STEP, LIKELY_STEP = 1.01, 1.08
 """What a step must gain at least, by its interval or, on a machine too noisy for that, by its estimate: what ships is
 confirmed against the original, so that a step kept in error costs some speed and no promise."""
 

@@ -19,17 +19,19 @@ from onnx_lathe.converter.compile.task import Rung, Task
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.converter.workload import batches_to_time, plain_subject
-from onnx_lathe.runtime import tensors
+from onnx_lathe.runtime import cgroups, memory, tensors
 from onnx_lathe.runtime.errors import MeasurementError
 from onnx_lathe.runtime.facts import file_bytes
 
-HEAT = Effort(processes=1, rounds=6, block_seconds=0.02, time_budget=2.0, retire=1.5)
-"""To drop what is clearly slower: about a second a subject."""
+HEAT = Effort(processes=1, rounds=3, most_rounds=6, block_seconds=0.02, time_budget=10.0, retire=1.5)
+"""To drop what is clearly slower: one to three seconds a subject, unless a single call takes long."""
+_HEAT_BATCHES = 2
+"""Of data as they come, that a heat runs."""
 _CODE = ("onnx_lathe.benchmarks", "onnx_lathe.runtime", "onnx_lathe.converter.compile.race")
 _GROWN = 2.0
 """A model takes up to so many times its file's bytes as it runs: its weights are also packed for the kernels."""
 _MEMORY_SHARE = 0.6
-"""Of the free memory that the models of one heat may take together."""
+"""Of the free memory that models which run side by side may take together."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Race:
     def _room(self) -> int:
         """Return how many models may be in a heat beside what they are compared with."""
         each = max(1.0, _GROWN * file_bytes(self._original.model))
-        return max(1, int(_MEMORY_SHARE * psutil.virtual_memory().available / each) - 1)
+        return max(1, int(_memory() / each) - 1)
 
 
 def side_by_side(
@@ -135,7 +137,7 @@ def side_by_side(
     effort: Effort,
     progress: Progress,
 ) -> tuple[Measurement, ...]:
-    """Measure ``original`` and ``rungs`` in turn at each shape, as one stage.
+    """Measure ``original`` and ``rungs`` in turn at each shape, as one stage; one at a time where memory is short.
 
     Args:
         task: Shapes, provider, threads and cache.
@@ -153,10 +155,16 @@ def side_by_side(
 
     def make(folder: Path) -> tuple[Measurement, ...]:
         done: list[Measurement] = []
+        # A model that was judged in this process would stand beside those that are measured.
+        memory.give_back()
+        # Here, not in the key: how much memory is free changes from run to run.
+        able = replace(effort, apart=effort.apart or not _fit(rungs))
         for number in range(len(task.dims)):
             feeds = write_feeds(task, original, number, folder)
+            if effort is HEAT:
+                feeds = feeds[:: -(-len(feeds) // _HEAT_BATCHES)]
             subjects = [_subject(task, rung, feeds) for rung in rungs]
-            done.append(measure(subjects, effort, lambda text, part: progress(int(100 * part), 100, text)))
+            done.append(measure(subjects, able, lambda text, part: progress(int(100 * part), 100, text)))
             for path in feeds:
                 path.unlink()
         return tuple(done)
@@ -171,6 +179,16 @@ def side_by_side(
         "effort": str(effort),
     }
     return task.cache.stage(kind, task.original_name, depends, _CODE, make, tuple[Measurement, ...]).value
+
+
+def _fit(rungs: Sequence[Rung]) -> bool:
+    """Say whether the models of all may be in memory together; what is no model is not counted."""
+    return _GROWN * sum(file_bytes(rung.model) for rung in rungs if rung.model is not None) <= _memory()
+
+
+def _memory() -> float:
+    """Return the bytes that models which run side by side may take: of what is free, or of what a container allows."""
+    return _MEMORY_SHARE * min(psutil.virtual_memory().available, *cgroups.memory_limits(), math.inf)
 
 
 def write_feeds(task: Task, model: Path, shape: int, folder: Path) -> list[Path]:

@@ -81,8 +81,8 @@ class Whole:
         if not any(self._rounds(name) for name in passing):
             passing += self._mixed(share)
         if not any(self._is_exact(name) for name in passing):
-            exact = (name for name in able if self._is_exact(name) and self._record.tried[name].refusal is None)
-            passing += [name for name in list(exact)[:1] if self._keeps(name, share)]
+            exact = [name for name in able if self._is_exact(name) and self._record.tried[name].refusal is None]
+            passing += [name for name in exact[:1] if self._stands_by(name, share)]
         return self._measured(list(dict.fromkeys(passing)), share)
 
     def _passing(self, name: str, share: float) -> str | None:
@@ -100,6 +100,12 @@ class Whole:
                     return candidate.name
         return None
 
+    def _stands_by(self, name: str, share: float) -> bool:
+        """Make a form that computes the same as the original; judge it where there is time, for that it must not be."""
+        if self._clock.left(share) > 0.0:
+            return self._keeps(name, share)
+        return self._made(name)
+
     def _keeps(self, name: str, share: float) -> bool:
         """Make a form of the whole network and judge it; return whether it may ship."""
         tried = self._record.tried[name]
@@ -114,12 +120,15 @@ class Whole:
         if self._clock.left(share) <= 0.0:
             self._record.refuse(name, f"{OVER} it was judged.")
             return False
-        built = build(self._task, tried.candidate, self._progress)
+        return self._made(name) and (self._judge is None or self._judged(name, rounding, share))
+
+    def _made(self, name: str) -> bool:
+        built = build(self._task, self._record.tried[name].candidate, self._progress)
         if built.model is None:
             self._record.refuse(name, built.refusal or "It could not be made of the whole network.")
             return False
         self._record.change(name, model=built.model, applied=built.applied)
-        return self._judge is None or self._judged(name, rounding, share)
+        return True
 
     def _judged(self, name: str, rounding: tuple[str, ...], share: float) -> bool:
         tried = self._record.tried[name]

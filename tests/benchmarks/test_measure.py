@@ -54,6 +54,25 @@ def test_subjects_take_turns_there_and_back_and_each_round_starts_with_another(t
     assert seen == wanted
 
 
+def test_apart_one_worker_lives_at_a_time_and_all_have_the_same_blocks(tmp_path: Path):
+    log = tmp_path / "calls"
+    subjects = [Subject(name, "subjects:record", {"name": name, "log": str(log)}) for name in "ab"]
+    living: list[int] = []
+
+    def count(what: str, share: float) -> None:
+        del share
+        if what.endswith("measuring"):
+            living.append(len(psutil.Process().children()))
+
+    found = measure(subjects, Effort(3, 2, 0.003, 0.6, most_rounds=9, apart=True), count)
+    assert set(living) == {1}
+    seen = [name for name, _ in itertools.groupby(line.split()[0] for line in log.read_text().splitlines())]
+    assert seen == list("abab")  # a b, b a, a b: each process of the run begins with another
+    one, other = ([len(process) for process in timing.blocks] for timing in found.timings)
+    assert one == other
+    assert [comparison.name for comparison in found.comparisons] == ["b"]
+
+
 def test_what_is_far_slower_than_the_fastest_is_retired_after_three_rounds():
     subjects = [sleeper("slow", 0.02), sleeper("fast", 0.001), sleeper("near", 0.0012)]
     found = measure(subjects, replace(QUICK, retire=2.0))
@@ -167,8 +186,8 @@ def test_no_subject_and_equal_names_are_refused():
 
 
 def test_an_effort_too_small_for_an_interval_is_refused():
-    with pytest.raises(InputError, match=r"rounds over all processes: got 5, expected at least 6"):
-        Effort(processes=1, rounds=5, block_seconds=0.01, time_budget=1.0)
+    with pytest.raises(InputError, match=r"rounds over all processes: got 2, expected at least 3"):
+        Effort(processes=1, rounds=2, block_seconds=0.01, time_budget=1.0)
     with pytest.raises(InputError, match="effort: block_seconds: got 0"):
         Effort(processes=1, rounds=6, block_seconds=0.0, time_budget=1.0)
     assert SCREEN.processes == 1

@@ -146,7 +146,7 @@ def test_no_further_form_is_confirmed_when_the_time_is_spent(task: Task, monkeyp
     assert {look.refusal for look in others} == {"The time budget was spent before it was confirmed."}
 
 
-@pytest.mark.parametrize(("took", "budget", "left"), [(150.0, 170.0, 34.0), (136.0, 170.0, 34.0), (100.0, 120.0, 24.0)])
+@pytest.mark.parametrize(("took", "budget", "left"), [(150.0, 170.0, 51.0), (119.0, 170.0, 51.0), (84.0, 120.0, 36.0)])
 def test_the_confirmation_has_the_time_that_exploring_leaves(
     took: float, budget: float, left: float, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
