@@ -58,8 +58,9 @@ class Judge:
         self._provider = provider
         self._threads = threads
         self._home = home or provider
+        self._original_outputs: Mapping[str, Array] | None = None
 
-    @cached_property
+    @property
     def original_outputs(self) -> Mapping[str, Array]:
         """What the original answers."""
         return self.outputs(self.original)
@@ -75,7 +76,14 @@ class Judge:
         return self._metric or default_metric(self.samples, self.original_outputs)
 
     def outputs(self, model: Path, progress: Progress | None = None) -> Mapping[str, Array]:
-        """Run ``model`` over the samples and return its outputs, samples along the first axis."""
+        """Run ``model`` over the samples, the original once, and return its outputs, samples along the first axis."""
+        if model != self.original:
+            return self._run(model, progress)
+        if self._original_outputs is None:
+            self._original_outputs = self._run(model, progress)
+        return self._original_outputs
+
+    def _run(self, model: Path, progress: Progress | None) -> Mapping[str, Array]:
         provider = self._home if model == self.original else self._provider
         session = Session(model, provider=provider, threads=self._threads)
         fixed = session.inputs[0].shape[0] if session.inputs[0].shape else None
