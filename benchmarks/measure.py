@@ -50,7 +50,8 @@ class Effort:
         most_time: Seconds that may be taken in all where a verdict is inconclusive when the time budget ends: more
             fresh processes are then measured, and the verdict is given once more, over all. 0.0 for no second look.
         retire: A subject that after `RETIRE_ROUNDS` rounds of a process takes over so many times what the fastest one
-            takes is measured no further in it; 0.0 measures all to the end.
+            takes is measured no further; where that is the first, nothing is. 0.0 measures all to the end; else there
+            is one process.
         apart: Whether only one subject lives at a time, for what does not fit the memory side by side. Pairs are then
             as far apart as a worker takes to start, and what changes meanwhile widens the interval over processes.
         timeout: Seconds that one step of a worker (importing, preparing, warming up, a block) may take.
@@ -79,6 +80,13 @@ class Effort:
         return (first, (round(self.processes * share), self.most_time))
 
     def __post_init__(self) -> None:
+        if self.retire and not (self.retire > 1.0 and self.processes == 1):
+            raise InputError(
+                "effort: retire",
+                got=f"{self.retire:g} in {self.processes} processes",
+                expected="0, or over 1 in one process",
+                mend="Measure all to the end.",
+            )
         for name, got, least in (
             ("processes", self.processes, 1),
             ("rounds over all processes", self.rounds * min(self.processes, LEAST_PROCESSES), LEAST_ROUNDS),
@@ -273,12 +281,15 @@ def _run_process(
         blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in workers}
         until = began + effort.time_budget / effort.processes
         running: Mapping[str, Worker] = workers
+        reference = next(iter(records))
         warm, done = time.monotonic(), 0
         most = rounds or effort.most_rounds
         while done < (rounds or effort.rounds) or (done < most and not rounds and _fits(done + 1, done, warm, until)):
             on_progress("measuring", done / (rounds or effort.rounds))
             if effort.retire and done == RETIRE_ROUNDS:
                 running = _not_retired(running, blocks, effort.retire)
+                if reference not in running:
+                    break
             _run_round(done, running, effort, records, blocks, songs)
             done += 1
         songs.append(canary.sing())

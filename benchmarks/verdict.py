@@ -67,8 +67,8 @@ def compare_all(runs: Sequence[tuple[Sequence[Timing], Sequence[float]]]) -> lis
     inconclusive, and that there is none is never said.
 
     Args:
-        runs: The timings of each interleaved run (two blocks a round, six rounds or more in all, three of what was
-            retired) and the seconds of its canary, in order.
+        runs: The timings of each interleaved run (two blocks a round, three rounds or more in all) and the seconds of
+            its canary, in order.
     """
     margins = [_margin(timings[0], drift(canary)) for timings, canary in runs]
     evidence = [

@@ -23,6 +23,8 @@ from typing import Any, TextIO
 
 LEAD_IN = 0.1
 """Share of a block's calls that go before it and do not count: they wake threads and fill caches."""
+LEAD_IN_MOST = 0.2
+"""A call of so many seconds takes far longer than threads to wake and caches to fill: none goes before it."""
 WARM_UP_WINDOW = 0.05
 WARM_UP_CALLS = 3
 WARM_UP_LIMIT = 2.0
@@ -49,6 +51,7 @@ def main() -> None:
     start = getattr(importlib.import_module(module), function)
     answer({"imported": True})
     call: Call | None = None
+    lead_in = True
     for line in requests:
         request = json.loads(line)
         if request["do"] == "prepare":
@@ -61,9 +64,11 @@ def main() -> None:
             call()
             answer({})
         elif request["do"] == "warm_up":
-            answer({"nanoseconds": warm_up(call), "settled": settle()})
+            nanoseconds = warm_up(call)
+            lead_in = nanoseconds < 1e9 * LEAD_IN_MOST
+            answer({"nanoseconds": nanoseconds, "settled": settle()})
         elif request["do"] == "block":
-            values = block(call, request["calls"], request["limit"])
+            values = block(call, request["calls"], request["limit"], lead_in=lead_in)
             answer({"nanoseconds": values, "settled": settle()})
         elif request["do"] == "offline":
             found = _load().offline(call, request["queries"], request["streams"], request["limit"])
@@ -108,7 +113,7 @@ def warm_up(call: Call) -> float:
     return median
 
 
-def block(call: Call, calls: int, limit: float) -> list[int]:
+def block(call: Call, calls: int, limit: float, *, lead_in: bool = True) -> list[int]:
     """Return the latencies of calls in a row, garbage collection off.
 
     A number of calls and not of seconds, so that every block weighs the same in a percentile: a disturbed one would
@@ -118,14 +123,14 @@ def block(call: Call, calls: int, limit: float) -> list[int]:
         call: The subject.
         calls: How many, at least 1.
         limit: Seconds after which no more is begun, after the first.
+        lead_in: Whether some calls go before that do not count.
 
     Returns:
         Nanoseconds.
     """
     gc.collect()
     gc.disable()
-    # A call that fills a block by itself takes far longer than threads to wake.
-    for _ in range(math.ceil(LEAD_IN * calls) if calls > 1 else 0):
+    for _ in range(math.ceil(LEAD_IN * calls) if lead_in else 0):
         call()
     until = time.perf_counter() + limit
     values = [_time(call)]

@@ -74,6 +74,7 @@ def read_skeleton(path: Path) -> ModelProto:
     key = (str(path.resolve()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
     known = _skeletons.get(key)
     if known and all(file.is_file() and _state(file) == state for file, state in known[1].items()):
+        _skeletons.move_to_end(key)
         return known[0]
     model = read_graph(path)
     for tensor in tensors(model):

@@ -12,7 +12,7 @@ from onnx_lathe.converter.compile.home import answers
 from onnx_lathe.converter.compile.task import Task
 from onnx_lathe.converter.stages import model_digest
 from onnx_lathe.passes import blocks
-from onnx_lathe.runtime.errors import LatheError
+from onnx_lathe.runtime.errors import LatheError, OutputError
 from onnx_lathe.runtime.parity import relative_error
 
 _WORTH = 0.6
@@ -52,6 +52,8 @@ def arena(task: Task) -> Arena:
             if share is None:
                 return 1.0
             answers(task, folder / _MODEL, task.home)
+        except OutputError:
+            raise
         except LatheError:  # it is a convenience: what cannot be shortened is compared whole
             return 1.0
         except OSError:

@@ -105,14 +105,15 @@ def _apply(task: Task, model: Path, digest: str, request: Request, *, draft: boo
         target = folder / MODEL
         try:
             (applied,) = passes_run.apply(model, [request], target, samples=calibrate, checked=not draft)
+            made = model_digest(target) if applied.changed else None
         except (OutputError, OSError):
             raise
         except LatheError as error:
             return Step(refusal=str(error))
         except Exception as error:
             raise _DefectError(defect(request.maker, error)) from error
-        if applied.changed:
-            return Step((applied,), model_digest(target))
+        if made is not None:
+            return Step((applied,), made)
         # It is the model before, which is kept already.
         for file in (target, *loading.external_files(target)):
             file.unlink()

@@ -1,15 +1,15 @@
 """The search through the space: precision first, then each other axis on the best forms so far, then precision again.
 
-It is a descent along one axis after another. A step is kept where a short interleaved heat shows it to be faster beyond
-noise; what a pass refuses costs next to nothing, and a graph that was there before is not measured again. Where a
-network repeats a block, forms are drafted and compared on two of its blocks. What came out best is tried in every
-precision, and then made of the whole network and judged, from the fastest on (`onnx_lathe.converter.compile.whole`).
+It is a descent along one axis after another. A step is kept where a short interleaved heat shows it to be faster; what
+a pass refuses costs next to nothing, and a graph that was there before is not measured again. Where a network repeats a
+block, forms are drafted and compared on two of its blocks. What came out best is tried in every precision, and then
+made of the whole network and judged, from the fastest on (`onnx_lathe.converter.compile.whole`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_lathe.benchmarks.result import Interval
@@ -108,8 +108,8 @@ class Explorer:
             return able[0]
         # What computes the same as the original, perhaps because it is the same: passes are added to that.
         exact = next((candidate.name for candidate in first if not candidate.chosen.get(PRECISION)), "")
-        if exact:
-            self._runners.setdefault(exact, Runner(exact, self._arena, model_digest(self._arena)))
+        if exact and (exact not in self._runners or exact in self._race.failed):
+            self._runners[exact] = Runner(exact, self._arena, model_digest(self._arena))
         return exact
 
     def _vary(self, line: str, axis_name: str) -> str:
@@ -143,8 +143,9 @@ class Explorer:
             worth = is_exact(each, self._task.original) or self._record.gain(each.name) > 1.0
             precision = {PRECISION: each.chosen.get(PRECISION, "")}
             form = compose(each.base, self._task.axes, {**each.chosen, **found, **precision})
-            if worth and form.passes and form.name not in self._record.tried:
-                entered.append(self._enter(form, MEASURED_SHARE, each.name))
+            known = self._record.tried.get(form.name)
+            if worth and form.passes and not (known and (known.speed or known.refusal)):
+                entered.append(self._enter(form, MEASURED_SHARE, line))
         self._measure(entered, line)
 
     # One form.
@@ -152,7 +153,8 @@ class Explorer:
     def _enter(self, candidate: Candidate, share: float, parent: str | None = None) -> Runner | None:
         """Make a form in the arena; None, with the reason on record, where it is not to be measured."""
         name = candidate.name
-        self._record.tried[name] = Tried(candidate, against=parent)
+        known = self._record.tried.get(name, Tried(candidate))
+        self._record.tried[name] = replace(known, against=parent)
         if self._clock.left(share) <= 0.0 and self._runners:
             self._record.refuse(name, f"{OVER} it was made.")
             return None
@@ -193,7 +195,8 @@ class Explorer:
         whole = self._arena == self._task.original
         for name in (runner.name for runner in runners):
             if name not in laps:
-                self._record.refuse(name, self._race.failed.get(name, f"{OVER} it was measured."))
+                failed = self._race.failed
+                self._record.refuse(name, failed.get(name) or failed.get(line) or f"{OVER} it was measured.")
                 continue
             speed = tuple(_product(*pair) for pair in zip(known, laps[name], strict=True)) if known else laps[name]
             step = self._task.mean_speed(laps[name]) if line else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from onnx_lathe.benchmarks.measure import Effort, measure
+from onnx_lathe.benchmarks.measure import LEAST_PROCESSES, Effort, measure
 from onnx_lathe.benchmarks.result import Interval, Measurement
 from onnx_lathe.benchmarks.subject import Subject
 from onnx_lathe.converter.compile.clock import Clock
@@ -114,9 +114,11 @@ class Race:
             digests = [each.digest for each in (first, *runners)]
             found = side_by_side(task, "heat", first.model, rungs, digests, effort, self._progress)
         except MeasurementError as error:
-            if error.where not in [each.name for each in runners]:
+            if error.where not in [each.name for each in (*runners, *([leader] if leader else []))]:
                 raise
             self.failed[error.where] = str(error)
+            if leader is not None and error.where == leader.name:
+                return {}
             rest = [each for each in runners if each.name != error.where]
             return self._group(leader, rest, effort) if rest else {}
         self._seconds_each = (time.monotonic() - began) / (1 + len(runners))
@@ -158,11 +160,9 @@ def side_by_side(
         # A model that was judged in this process would stand beside those that are measured.
         memory.give_back()
         # Here, not in the key: how much memory is free changes from run to run.
-        able = replace(effort, apart=effort.apart or not _fit(rungs))
+        able = effort if _fit(rungs) else _apart(effort)
         for number in range(len(task.dims)):
-            feeds = write_feeds(task, original, number, folder)
-            if effort is HEAT:
-                feeds = feeds[:: -(-len(feeds) // _HEAT_BATCHES)]
+            feeds = write_feeds(task, original, number, folder, most=_HEAT_BATCHES if effort == HEAT else None)
             subjects = [_subject(task, rung, feeds) for rung in rungs]
             done.append(measure(subjects, able, lambda text, part: progress(int(100 * part), 100, text)))
             for path in feeds:
@@ -191,9 +191,17 @@ def _memory() -> float:
     return _MEMORY_SHARE * min(psutil.virtual_memory().available, *cgroups.memory_limits(), math.inf)
 
 
-def write_feeds(task: Task, model: Path, shape: int, folder: Path) -> list[Path]:
-    """Write what one call runs at a shape of the task; return the files."""
+def _apart(effort: Effort) -> Effort:
+    """Return an effort for models that run one at a time: over three processes, for one has no interval then."""
+    if effort.processes > 1:
+        return replace(effort, apart=True)
+    return replace(effort, apart=True, processes=LEAST_PROCESSES, rounds=1, most_rounds=0, retire=0.0)
+
+
+def write_feeds(task: Task, model: Path, shape: int, folder: Path, most: int | None = None) -> list[Path]:
+    """Write what one call runs at a shape of the task, ``most`` batches of it spread over all; return the files."""
     batches = batches_to_time(model, task.samples, task.dims[shape])
+    batches = batches[:: -(-len(batches) // (most or len(batches)))]
     files = [folder / f"feeds-{shape}-{number}.npz" for number in range(len(batches))]
     for file, batch in zip(files, batches, strict=True):
         tensors.save_npz(file, batch)

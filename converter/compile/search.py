@@ -166,6 +166,8 @@ def _conclude(task: Task, item: Tried, leader: Tried | None, looks: Sequence[Loo
         return replace(item, refusal="No candidate keeps its accuracy and is faster.")
     if task.pick is not None:
         return replace(item, refusal=f"{leader.candidate.name} was picked.")
+    if not item.speed:
+        return replace(item, refusal=f"It was not measured; {leader.candidate.name} ships.")
     return replace(
         item,
         refusal=f"{leader.candidate.name} is faster: {gain(task, leader.speed):.2f}x, "

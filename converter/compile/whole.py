@@ -20,7 +20,7 @@ from onnx_lathe.converter.compile.space import is_exact
 from onnx_lathe.converter.compile.task import Task, Tried
 from onnx_lathe.converter.progress import Progress
 from onnx_lathe.converter.stages import model_digest
-from onnx_lathe.runtime.errors import LatheError, OracleError, OutputError
+from onnx_lathe.runtime.errors import LatheError, OutputError
 
 FINALISTS = 2
 """Forms that are made whole where they keep their accuracy; beside them one that computes the same as the original."""
@@ -118,7 +118,9 @@ class Whole:
             self._record.refuse(name, f"It rounds as {other} does, which loses too much.")
             return False
         if self._clock.left(share) <= 0.0:
-            self._record.refuse(name, f"{OVER} it was judged.")
+            # One that computes the same may stand by unjudged.
+            if not self._is_exact(name):
+                self._record.refuse(name, f"{OVER} it was judged.")
             return False
         return self._made(name) and (self._judge is None or self._judged(name, rounding, share))
 
@@ -180,7 +182,9 @@ class Whole:
             found = mixed_candidates(self._task, list(tried.values()), self._judge, watching)
         except OutOfTimeError:
             return []
-        except OracleError as error:
+        except OutputError:
+            raise
+        except LatheError as error:
             self.doubts.append(f"No mixture of precisions was tried: {error}")
             return []
         for candidate in found:
@@ -197,4 +201,7 @@ class Whole:
             self._record.change(name, speed=laps[name], whole=True)
         for name in race.failed:
             self._record.refuse(name, race.failed[name])
-        return [name for name in self._record.ranked(names) if self._record.fast_enough(name)]
+        # What there was no time for has the speed of drafts, which does not compare with that of whole networks.
+        late = [name for name in names if name not in laps and name not in race.failed]
+        order = [*self._record.ranked(laps), *self._record.ranked(late)]
+        return [name for name in order if self._record.fast_enough(name)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from onnx_lathe.passes.edit import Edit, Refusal
-from onnx_lathe.passes.oracle import LEVELS_DB, Check, Tolerance
+from onnx_lathe.passes.oracle import QUANTIZED_DB, Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.check import check_operators, check_parts
@@ -109,7 +109,7 @@ class IntegerProducts(Edit):
 
     tolerance: ClassVar[Tolerance] = Tolerance(
         "The same integer products, fused and not: a sum in another order moves an input by one level here and there.",
-        sqnr_db=LEVELS_DB,
+        sqnr_db=QUANTIZED_DB,
     )
 
     weights: WeightScheme

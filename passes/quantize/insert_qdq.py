@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_lathe.passes.edit import Edit, Refusal
-from onnx_lathe.passes.oracle import LEVELS_DB, Check, Tolerance
+from onnx_lathe.passes.oracle import QUANTIZED_DB, Check, Tolerance
 from onnx_lathe.passes.quantize import params
 from onnx_lathe.passes.quantize.builder import Builder
 from onnx_lathe.passes.quantize.check import check_operators, check_parts
@@ -58,7 +58,7 @@ class InsertQDQ(Edit):
 
     tolerance: ClassVar[Tolerance] = Tolerance(
         "The same rounded graph, fused and not: sums in another order move a value by one level here and there.",
-        sqnr_db=LEVELS_DB,
+        sqnr_db=QUANTIZED_DB,
     )
 
     weights: WeightScheme

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from onnx_lathe.passes.edit import Edit, Refusal
-from onnx_lathe.passes.oracle import LEVELS_DB, Check, Tolerance
+from onnx_lathe.passes.oracle import QUANTIZED_DB, Check, Tolerance
 from onnx_lathe.passes.quantize import streamed
 from onnx_lathe.passes.quantize.blockwise import (
     BlockBits,
@@ -156,7 +156,7 @@ class BlockProducts(Edit):
 
     tolerance: ClassVar[Tolerance] = Tolerance(
         "The same products, fused and not: a sum in another order moves an input by one level here and there.",
-        sqnr_db=LEVELS_DB,
+        sqnr_db=QUANTIZED_DB,
     )
 
     method: Method

@@ -74,11 +74,15 @@ def test_apart_one_worker_lives_at_a_time_and_all_have_the_same_blocks(tmp_path:
 
 
 def test_what_is_far_slower_than_the_fastest_is_retired_after_three_rounds():
-    subjects = [sleeper("slow", 0.02), sleeper("fast", 0.001), sleeper("near", 0.0012)]
-    found = measure(subjects, replace(QUICK, retire=2.0))
-    assert [len(timing.blocks[0]) for timing in found.timings] == [6, 12, 12]
-    assert [comparison.name for comparison in found.comparisons] == ["fast", "near"]
+    subjects = [sleeper("near", 0.001), sleeper("slow", 0.05), sleeper("fast", 0.001)]
+    found = measure(subjects, replace(QUICK, retire=8.0))
+    assert [len(timing.blocks[0]) for timing in found.timings] == [12, 6, 12]
+    assert [comparison.name for comparison in found.comparisons] == ["slow", "fast"]
     assert [len(timing.blocks[0]) for timing in measure(subjects, QUICK).timings] == [12, 12, 12]
+    beaten = measure(subjects[1:], replace(QUICK, retire=8.0))
+    assert [len(timing.blocks[0]) for timing in beaten.timings] == [6, 6]
+    with pytest.raises(InputError, match=r"effort: retire: got 2 in 3 processes, expected 0, or over 1 in one process"):
+        Effort(processes=3, rounds=6, block_seconds=0.01, time_budget=1.0, retire=2.0)
 
 
 def test_each_process_is_a_fresh_one_and_the_budget_leaves_three(tmp_path: Path):
