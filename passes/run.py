@@ -55,6 +55,7 @@ def apply(
     score: Score | None = None,
     on_start: Callable[[str], None] = lambda _: None,
     checked: bool = True,
+    large_whole: bool = True,
 ) -> tuple[Applied, ...]:
     """Apply ``requests`` in order to the model at ``source`` and write ``output``, whole or not at all.
 
@@ -66,6 +67,8 @@ def apply(
         score: Judges a candidate file, for requests that search.
         on_start: Called with each request's text before it starts.
         checked: Whether edits are compared with their oracle; not for a draft that is timed and thrown away.
+        large_whole: Whether a model over `WHOLE_MODEL_BYTES` is run whole where an edit has no oracle for parts of it;
+            not where whoever asks compares the answers with the original's on data of his own.
 
     Raises:
         UnsupportedModelError: A request can do nothing to this model.
@@ -77,7 +80,7 @@ def apply(
         for number, request in enumerate(requests):
             on_start(registry.spell(request))
             target = folder / f"{number}" / output.name
-            applied = _apply_one(current, request, target, samples, score, checked=checked)
+            applied = _apply_one(current, request, target, samples, score, checked=checked, large_whole=large_whole)
             current = target if applied.changed else current
             done.append(applied)
         if current == source:
@@ -88,7 +91,14 @@ def apply(
 
 
 def _apply_one(
-    source: Path, request: Request, target: Path, samples: Samples | None, score: Score | None, *, checked: bool
+    source: Path,
+    request: Request,
+    target: Path,
+    samples: Samples | None,
+    score: Score | None,
+    *,
+    checked: bool,
+    large_whole: bool,
 ) -> Applied:
     start = time.perf_counter()
     model = files.load(source)
@@ -97,7 +107,7 @@ def _apply_one(
     checks: Sequence[Check] = ()
     if changed:
         files.save(model, target)
-        checks = _check(edit, source, target, samples) if checked else ()
+        checks = _check(edit, source, target, samples, large_whole=large_whole) if checked else ()
         for check in checks:
             if not check.passed:
                 shutil.rmtree(target.parent)
@@ -118,10 +128,10 @@ def _apply_one(
     )
 
 
-def _check(edit: Edit, source: Path, target: Path, samples: Samples | None) -> Sequence[Check]:
+def _check(edit: Edit, source: Path, target: Path, samples: Samples | None, *, large_whole: bool) -> Sequence[Check]:
     """Compare with the oracle: the whole model, or where that would take too much memory such parts as the edit can."""
     if files.weight_bytes(source) > WHOLE_MODEL_BYTES:
         parts = edit.check_parts(source, target)
-        if parts is not None:
-            return parts
+        if parts is not None or not large_whole:
+            return parts or ()
     return edit.check(source, target, tensors.first_batch(source, samples, CHECK_SAMPLES))
