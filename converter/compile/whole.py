@@ -25,6 +25,9 @@ from onnx_lathe.runtime.errors import LatheError, OutputError
 FINALISTS = 2
 """Forms that are made whole where they keep their accuracy; beside them one that computes the same as the original."""
 
+_GRACE = 0.15
+"""Of the time budget that judging may take beyond what making forms may: what is made is not thrown away."""
+
 
 class Whole:
     """Makes and judges forms of the whole network.
@@ -136,7 +139,7 @@ class Whole:
         tried = self._record.tried[name]
         assert self._judge is not None, "there is data to judge by"
         assert tried.model is not None, "it was made"
-        watching = self._clock.watching(self._progress, share)
+        watching = self._clock.watching(self._progress, share + _GRACE)
         try:
             certificate = judged(self._task, self._judge, name, tried.model, watching).certificate
         except OutOfTimeError:

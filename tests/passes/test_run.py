@@ -131,6 +131,18 @@ def test_of_a_large_model_single_operators_are_run_and_not_the_whole(
     assert 0.3 < stored.measured <= stored.limit
 
 
+@pytest.mark.parametrize(("large", "large_whole", "count"), [(True, True, 1), (True, False, 0), (False, False, 1)])
+def test_a_large_model_is_run_whole_for_an_exact_pass_unless_it_is_judged_elsewhere(
+    large: bool, large_whole: bool, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = graphs.save(graphs.build(graphs.CONSTANT_WEIGHT), tmp_path / "source.onnx")
+    if large:
+        monkeypatch.setattr("onnx_lathe.passes.run.WHOLE_MODEL_BYTES", -1)
+    (done,) = apply(source, [Cleanup()], tmp_path / "out.onnx", large_whole=large_whole)
+    assert done.changed
+    assert len(done.checks) == count
+
+
 SQUARE = """
 square (float[N, 24] x) => (float[N, 24] y) <float[24, 24] w, float[24, 24] v>
 { h = Gemm <transB = 1> (x, w) y = MatMul (h, v) }
