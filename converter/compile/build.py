@@ -105,8 +105,10 @@ def _apply(task: Task, model: Path, digest: str, request: Request, *, draft: boo
         target = folder / MODEL
         try:
             # With data a form is judged against the original: a large one need not be run for each of its passes.
-            options = {"checked": not draft, "large_whole": task.parts is None}
-            (applied,) = passes_run.apply(model, [request], target, samples=calibrate, **options)
+            alone = task.parts is None
+            (applied,) = passes_run.apply(
+                model, [request], target, samples=calibrate, checked=not draft, large_whole=alone
+            )
             made = model_digest(target) if applied.changed else None
         except (OutputError, OSError):
             raise
