@@ -21,37 +21,21 @@ from onnx_lathe.converter.compile.build import DRAFT_SAMPLES, build
 from onnx_lathe.converter.compile.forms import Candidate
 from onnx_lathe.converter.compile.race import write_feeds
 from onnx_lathe.converter.compile.search import search
-from onnx_lathe.converter.compile.space import first_forms
-from onnx_lathe.converter.compile.task import Found, Parts, Task
+from onnx_lathe.converter.compile.task import Found, Task
 from onnx_lathe.converter.progress import silent
 from onnx_lathe.passes import run as passes_run
 from onnx_lathe.passes.run import Applied
 from onnx_lathe.runtime.errors import MeasurementError
 from onnx_lathe.runtime.samples import Samples
-from tests import graphs
 from tests.benchmarks.test_limits import PEAKS
-from tests.converter.test_space import FEW, SKIPPING, by_operators, samples
+from tests.converter.test_space import by_operators, skipping_task
 
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(race_module, "measure", by_operators)
     monkeypatch.setattr(search_module, "measure_peaks", lambda threads: PEAKS)
-    original = graphs.save(graphs.build(SKIPPING), tmp_path / "skipping.onnx")
-    return Task(
-        original=original,
-        candidates=first_forms(original, with_data=True),
-        parts=Parts(samples(32, 1), samples(64, 2), samples(200, 3)),
-        metric="mean_cosine",
-        max_drop=0.05,
-        dims=({"batch": 2, "tokens": 8},),
-        provider="cpu",
-        threads=1,
-        time_budget=1000.0,
-        folder=tmp_path / "work",
-        axes=FEW,
-        visited=("skips", "slices"),
-    )
+    return skipping_task(tmp_path)
 
 
 def losing(monkeypatch: pytest.MonkeyPatch, loses: Callable[[str], bool]) -> list[str]:

@@ -67,9 +67,9 @@ def by_operators(subjects: Sequence[Subject], effort: Effort, on_progress: objec
     return measuring(speeds)(subjects, effort, on_progress)
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Task:
-    original = graphs.save(graphs.build(SKIPPING), tmp_path / "skipping.onnx")
+def skipping_task(folder: Path) -> Task:
+    """Return a search for `SKIPPING` over few axes, with data."""
+    original = graphs.save(graphs.build(SKIPPING), folder / "skipping.onnx")
     return Task(
         original=original,
         candidates=first_forms(original, with_data=True),
@@ -80,10 +80,15 @@ def task(tmp_path: Path) -> Task:
         provider="cpu",
         threads=1,
         time_budget=1000.0,
-        folder=tmp_path / "work",
+        folder=folder / "work",
         axes=FEW,
         visited=("skips", "slices"),
     )
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return skipping_task(tmp_path)
 
 
 @pytest.fixture(autouse=True)
